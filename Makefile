@@ -1,0 +1,79 @@
+# Everything a user or contributor runs. `make help` lists the targets.
+# Only python3 (with its venv module) is needed beforehand: all else goes into .venv, and nothing outside this folder is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+META := settings.ini setup.py pyproject.toml
+say = @printf '\n\033[1m== %s\033[0m\n'
+
+# Data sets for the longer tests and benchmarks: taken from a folder beside the checkout when there is one.
+ifeq ($(FASTERPRUNE_DATA),)
+ifneq ($(wildcard ../shared/data),)
+export FASTERPRUNE_DATA := $(abspath ../shared/data)
+endif
+endif
+
+.PHONY: help install install-dev demo export clean-nbs readme docs test bench build clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed  ## make .venv and install the package in it (about 6 GB, most of it torch)
+
+install-dev: .venv/.installed-dev  ## the same with all that is needed to test, document and build
+
+demo: install  ## the main job on real data in under a minute; writes demo/report.html
+	$(BIN)/fasterprune-demo
+
+export: install-dev  ## write fasterprune/*.py from the notebooks
+	$(BIN)/nbdev-export
+
+clean-nbs: install-dev  ## strip from the notebooks what should not be committed
+	$(BIN)/nbdev-clean
+
+readme: install-dev  ## write README.md from nbs/index.ipynb
+	$(BIN)/python docs/readme.py
+
+docs: install-dev  ## build the site in docs/_build/html
+	$(BIN)/python docs/build.py
+
+test: install-dev  ## every check: notebooks, export, style, README, docs site, package, tests
+	$(say) 'repository: notebooks clean, export and README in sync, package builds'
+	$(BIN)/python -m pytest -q tests/test_repo.py
+	$(say) 'style: chkstyle'
+	$(BIN)/chkstyle
+	$(say) 'notebooks: nbdev-test'
+	$(BIN)/nbdev-test --n-workers 2 --timing
+	$(say) 'docs: the site builds without a warning'
+	$(BIN)/python docs/build.py
+	$(say) 'tests: pytest'
+	$(BIN)/python -m pytest -q -n 2 --long --ignore tests/test_repo.py tests
+
+bench: install-dev  ## run the benchmarks
+	$(say) 'benchmarks: installing what they compare with'
+	$(PIP) -e '.[bench]'
+	@for f in benchmarks/*.py; do echo "$$f"; $(BIN)/python $$f || exit 1; done
+
+build: install-dev  ## sdist and wheel in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove all that the targets above made, except .venv
+	rm -rf build dist *.egg-info docs/_build docs/_proc demo .pytest_cache .hypothesis
+	find fasterprune nbs tests docs benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(say) 'Making .venv'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: $(META) | .venv/bin/python
+	$(say) 'Installing fasterprune in .venv (the first time this takes some minutes: torch is large)'
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: $(META) .venv/.installed
+	$(say) 'Installing the development tools in .venv'
+	$(PIP) -e '.[dev]'
+	@touch $@

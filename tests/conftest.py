@@ -1,0 +1,28 @@
+"What all tests share: the `--long` flag, the data folder, plots without a screen."
+import os
+from pathlib import Path
+import matplotlib, pytest
+
+matplotlib.use('Agg')
+os.environ['MPLBACKEND'] = 'Agg'
+
+_beside = Path(__file__).resolve().parents[1]/'../shared/data'
+if not os.environ.get('FASTERPRUNE_DATA') and _beside.is_dir(): os.environ['FASTERPRUNE_DATA'] = str(_beside.resolve())
+
+def pytest_addoption(parser): parser.addoption('--long', action='store_true', help='also run the tests that take minutes')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--long'): return
+    for o in items:
+        if 'long' in o.keywords: o.add_marker(pytest.mark.skip(reason='takes minutes: run with --long'))
+
+@pytest.fixture
+def data_path():
+    "`data_path(name)`: a file of the data folder; the test is skipped where there is none."
+    def _f(name):
+        folder = os.environ.get('FASTERPRUNE_DATA')
+        if not folder: pytest.skip(f'needs {name}: FASTERPRUNE_DATA is not set')
+        path = Path(folder)/name
+        if not path.exists(): pytest.skip(f'needs {name}, which is not in FASTERPRUNE_DATA')
+        return path
+    return _f

@@ -1,0 +1,124 @@
+"The repository agrees with itself: notebooks and modules, README and its notebook, one version, a package that installs."
+import difflib, json, os, re, runpy, shutil, subprocess, sys, sysconfig, tarfile, zipfile
+from importlib import import_module, metadata
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+bin_dir = Path(sysconfig.get_path('scripts'))
+readme = runpy.run_path(str(root/'docs'/'readme.py'))
+cfg = readme['settings']()
+lib = cfg['lib_name']
+notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root/'nbs').parts))
+parts = 'schedules criteria granularity graph sparsify condense inputs report data'.split()
+
+def run(*cmd, cwd, **env):
+    "Run `cmd` in `cwd`, which must succeed; its output is shown if it does not."
+    env = {k:v for k,v in os.environ.items() if k not in ('IN_TEST', 'PYTHONPATH')} | env
+    r = subprocess.run([str(o) for o in cmd], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert r.returncode==0, f'{" ".join(map(str, cmd))} failed:\n{r.stdout}'
+    return r.stdout
+
+def diff(a, b, n=20):
+    "The first lines in which the texts `a` and `b` differ."
+    return '\n'.join(list(difflib.unified_diff(a.splitlines(), b.splitlines(), 'as committed', 'as generated', lineterm='', n=1))[:n])
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of what nbdev and the build read, so that no check touches the files someone is working on."
+    for o in ('settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md'):
+        shutil.copy(root/o, tmp_path/o)
+    junk = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for o in ('nbs', lib): shutil.copytree(root/o, tmp_path/o, ignore=junk)
+    return tmp_path
+
+def test_notebooks_are_clean(copy):
+    run(bin_dir/'nbdev-clean', cwd=copy)
+    dirty = [p.relative_to(root) for p in notebooks if p.read_bytes()!=(copy/p.relative_to(root)).read_bytes()]
+    assert not dirty, f'not clean, run `make clean-nbs`: {", ".join(map(str, dirty))}'
+
+def test_export_in_sync(copy):
+    for p in (copy/lib).glob('*.py'):
+        if p.name!='__init__.py': p.unlink()
+    run(bin_dir/'nbdev-export', cwd=copy)
+    mods = {p.name for d in (root, copy) for p in (d/lib).glob('*.py')}
+    for name in sorted(mods):
+        old,new = root/lib/name,copy/lib/name
+        assert new.exists(), f'{lib}/{name} comes from no notebook: remove it, or write the notebook'
+        assert old.exists(), f'{lib}/{name} is missing: run `make export`'
+        a,b = old.read_text(encoding='utf-8'),new.read_text(encoding='utf-8')
+        assert a==b, f'{lib}/{name} differs from what its notebook exports: run `make export`\n{diff(a, b)}'
+    assert (copy/'pyproject.toml').read_text()==(root/'pyproject.toml').read_text(), 'nbdev-export rewrites pyproject.toml'
+
+def test_readme_in_sync():
+    a,b = (root/'README.md').read_text(encoding='utf-8'),readme['readme']()
+    assert a==b, f'README.md differs from nbs/index.ipynb: run `make readme`\n{diff(a, b)}'
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\((?!https?:|#|mailto:)([^)#\s]+)', (root/'README.md').read_text(encoding='utf-8'))
+    missing = [o for o in links if not (root/o).exists()]
+    assert not missing, f'links in README.md that lead nowhere: {missing}'
+
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+def test_notebook_is_fit_to_be_read(path):
+    "A title and a promise first; no error and no path of someone's machine in the saved outputs."
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    first = ''.join(cells[0]['source'])
+    assert cells[0]['cell_type']=='markdown' and re.match(r'# \S.*\n+> \S', first), 'the first cell must be `# Title` and `> one-line promise`'
+    outputs = [o for c in cells for o in c.get('outputs', [])]
+    assert not [o for o in outputs if o['output_type']=='error'], 'a saved output is a traceback'
+    m = re.search(r'(/(?:home|root|Users)/[\w.-]+|[A-Z]:\\\\Users)', json.dumps(outputs))
+    assert not m, f'a saved output holds the path of a machine: {m[0]}'
+
+def test_one_version():
+    "The same in settings.ini, the package, the changelog and what is installed."
+    v = cfg['version']
+    assert import_module(lib).__version__==v
+    assert re.search(r'^## (\S+)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)[1]==v
+    assert metadata.version(lib)==v, 'the installed package is of another version: run `make install`'
+
+def test_pyproject_repeats_settings():
+    "What pyproject.toml must say itself is what settings.ini says."
+    toml = (root/'pyproject.toml').read_text(encoding='utf-8')
+    assert f'\nname = "{lib}"\n' in toml and f'\nrequires-python = ">={cfg["min_python"]}"\n' in toml
+    assert cfg['git_url'] not in toml, 'the address of the repository belongs in settings.ini alone'
+
+def test_all_holds_the_public_names_of_its_parts():
+    names = import_module(f'{lib}.all').__all__
+    want = [n for m in parts for n in import_module(f'{lib}.{m}').__all__]
+    assert sorted(names)==sorted(set(want))
+    assert not set(names) & set(parts), 'a name that is also the name of a module would hide it'
+    space = {}
+    exec(f'from {lib}.all import *', space)
+    assert space.keys()-{'__builtins__'}==set(names)
+
+no_torchvision = '''
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0]=='torchvision': raise ImportError(f'{name} is not to be imported')
+sys.meta_path.insert(0, Block())
+'''
+
+def test_package_builds_and_installs(copy):
+    "The wheel comes out of the sdist, holds the package and nothing else, and imports without torchvision."
+    run(sys.executable, '-m', 'build', '--no-isolation', cwd=copy)
+    sdist,wheel = next((copy/'dist').glob('*.tar.gz')),next((copy/'dist').glob('*.whl'))
+    inside = {n.split('/', 1)[1] for n in tarfile.open(sdist).getnames() if '/' in n}
+    assert {'settings.ini', 'README.md', 'LICENSE', 'pyproject.toml', 'setup.py'} <= inside
+    files = zipfile.ZipFile(wheel).namelist()
+    info = f'{lib}-{cfg["version"]}.dist-info'
+    assert {n.split('/')[0] for n in files}=={lib, info}
+    assert {n for n in files if n.startswith(lib+'/')}=={f'{lib}/{p.name}' for p in (root/lib).glob('*.py')}
+
+    target = copy/'installed'
+    run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel, cwd=copy)
+    script = no_torchvision + f'import {lib}.all; print({lib}.__file__, {lib}.__version__)'
+    out = run(sys.executable, '-c', script, cwd=target).split()
+    assert Path(out[-2]).is_relative_to(target.resolve()) and out[-1]==cfg['version']
+
+    meta = metadata.PathDistribution(target/info)
+    scripts = {e.name:e.value for e in meta.entry_points if e.group=='console_scripts'}
+    assert scripts==dict(o.split('=') for o in cfg['console_scripts'].split())
+    assert [e.value for e in meta.entry_points if e.group=='nbdev']==[f'{lib}._modidx:d']
+    assert meta.metadata['License-Expression' if 'License-Expression' in meta.metadata else 'License']=='Apache-2.0'
