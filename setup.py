@@ -16,11 +16,12 @@ classifiers = [f'Development Status :: {statuses[int(cfg["status"])]}', 'Intende
 extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')}
 lib = cfg['lib_name']
 
-setup(name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    author=cfg['author'], author_email=cfg['author_email'],
-    url=cfg['git_url'], project_urls=dict(Documentation=cfg['doc_url'], Source=cfg['git_url'], Issues=cfg['git_url']+'/issues'),
-    license=licenses[cfg['license']], license_files=['LICENSE'],
-    classifiers=classifiers, python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(), extras_require=extras,
-    packages=[lib], include_package_data=False, zip_safe=False,
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f'{lib}={lib}._modidx:d']))
+urls = dict(Documentation=cfg['doc_url'], Source=cfg['git_url'], Issues=cfg['git_url']+'/issues')
+entry_points = dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f'{lib}={lib}._modidx:d'])
+readme = (here/'README.md').read_text(encoding='utf-8')
+
+setup(name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(), classifiers=classifiers,
+    long_description=readme, long_description_content_type='text/markdown', url=cfg['git_url'], project_urls=urls,
+    author=cfg['author'], author_email=cfg['author_email'], license=licenses[cfg['license']], license_files=['LICENSE'],
+    python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(), extras_require=extras,
+    packages=[lib], include_package_data=False, zip_safe=False, entry_points=entry_points)

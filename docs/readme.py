@@ -27,8 +27,8 @@ def outside_code(md, f):
     return ''.join(f(p) if i%2==0 else p for i,p in enumerate(parts))
 
 def drop_attrs(md):
-    "`md` without the attribute lists (`{.class key=value}`) that only Quarto reads."
-    return outside_code(md, lambda s: re.sub(r' ?\{[.#][\w.#:= "\'%-]+\}', '', s))
+    "`md` without the attribute lists (`{.class key=value}`) behind links, images and headings, which only Quarto reads."
+    return outside_code(md, lambda s: re.sub(r'(?<=[)\]])\{[^}\n]*\}|(?<=^#)(#* .*?) *\{[.#][^}\n]*\}$', r'\1', s, flags=re.MULTILINE))
 
 def _quote(kind, title, body): return '\n'.join(f'> {o}'.rstrip() for o in f'**{title}**\n\n{body}'.splitlines())
 
