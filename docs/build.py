@@ -77,10 +77,11 @@ def to_myst(md, nb):
 
 def show_doc_md(md, level):
     "What `show_doc` printed: the heading first, one level below its section; then the link to the source; names without `__main__`."
-    md = md.replace('__main__.', '').removeprefix('---\n\n')
+    md = md.replace('__main__.', '').replace(')->None:', '):').removeprefix('---\n\n')
     src = re.match(r'\[source\]\(([^)]*?)(?:#LNone)?\)\{[^}]*\}\n\n', md)
     title,body = re.match(r'#+ (.*)\n\n([\s\S]*)', md[src.end() if src else 0:]).groups()
     title = title.replace('\\', '')
+    body = re.sub(r'\b(?:[a-z_]\w*\.){2,}([A-Z]\w*)', r'\1', body)  # `torch.nn.modules.module.Module` is `Module` to a reader
     return f'{"#"*level} `{title}`\n\n' + (f'[source]({src[1]}){{.source}}\n\n' if src else '') + body
 
 def options(cell):

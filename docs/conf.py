@@ -1,6 +1,8 @@
 "Sphinx settings. The pages are written to docs/_proc by docs/build.py; all facts about the project come from settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 
 _ini = ConfigParser(delimiters=['='])
 _ini.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
@@ -25,6 +27,17 @@ html_css_files = ['site.css']
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = 'default'
+html_math_renderer = 'mathml'  # in the page itself: formulas need neither a script nor a network
 html_theme_options = dict(repository_url=_cfg['git_url'], repository_branch=_cfg['branch'], use_repository_button=True,
-    use_issues_button=True, use_download_button=False, use_fullscreen_button=False, home_page_in_toc=True,
-    show_toc_level=2, pygments_light_style='friendly', pygments_dark_style='monokai')
+    use_issues_button=True, use_download_button=False, use_fullscreen_button=False, home_page_in_toc=True, navbar_persistent=[],
+    show_toc_level=2, footer_content_items=['copyright.html'], pygments_light_style='friendly', pygments_dark_style='monokai')
+
+def _inline_math(self, node):
+    self.body.append(convert(node.astext()))
+    raise SkipNode
+
+def _block_math(self, node):
+    self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+def setup(app): app.add_html_math_renderer('mathml', (_inline_math, None), (_block_math, None))
