@@ -53,7 +53,7 @@ test: install-dev  ## every check: notebooks, export, style, README, docs site, 
 
 bench: install-dev  ## run the benchmarks
 	$(say) 'benchmarks: installing what they compare with'
-	$(PIP) -e '.[bench]'
+	@$(PIP) -e '.[bench]'
 	@for f in benchmarks/*.py; do echo "$$f"; $(BIN)/python $$f || exit 1; done
 
 build: install-dev  ## sdist and wheel in dist/
@@ -66,14 +66,15 @@ clean:  ## remove all that the targets above made, except .venv
 
 .venv/bin/python:
 	$(say) 'Making .venv'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv .venv
 
 .venv/.installed: $(META) | .venv/bin/python
 	$(say) 'Installing fasterprune in .venv (the first time this takes some minutes: torch is large)'
-	$(PIP) -e .
+	@$(PIP) -e .
 	@touch $@
 
 .venv/.installed-dev: $(META) .venv/.installed
 	$(say) 'Installing the development tools in .venv'
-	$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev]'
 	@touch $@

@@ -4,8 +4,6 @@
 import ast, os, re, shutil, subprocess, sys
 from pathlib import Path
 
-os.environ['IN_TEST'] = '1'  # exported cells are run to read their signatures: nothing else should happen then
-
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from fastcore.xtras import working_directory
 from nbdev.frontmatter import FrontmatterProc
@@ -157,9 +155,11 @@ def write_pages():
     write_nb(index, pages/'index.ipynb')
 
 def main():
+    os.environ['IN_TEST'] = '1'  # exported cells are run to read their signatures: they should do nothing else
     write_pages()
+    del os.environ['IN_TEST']
     cmd = [sys.executable, '-m', 'sphinx', '-b', 'html', '-q', '-W', '--keep-going', '-c', root/'docs', '-d', out/'doctrees', pages, out/'html']
-    code = subprocess.run(list(map(str, cmd)), env={k:v for k,v in os.environ.items() if k!='IN_TEST'}).returncode
+    code = subprocess.run(list(map(str, cmd))).returncode
     print('docs/_build/html/index.html written' if code==0 else 'The site has faults: see above.')
     sys.exit(code)
 

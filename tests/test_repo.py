@@ -19,9 +19,10 @@ def run(*cmd, cwd, **env):
     assert r.returncode==0, f'{" ".join(map(str, cmd))} failed:\n{r.stdout}'
     return r.stdout
 
-def diff(a, b, n=20):
-    "The first lines in which the texts `a` and `b` differ."
-    return '\n'.join(list(difflib.unified_diff(a.splitlines(), b.splitlines(), 'as committed', 'as generated', lineterm='', n=1))[:n])
+def same(old, new, msg, n=20):
+    "Fail with `msg` and the first lines that differ, unless the texts `old` and `new` are the same."
+    diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), 'as it is', 'as generated', lineterm='', n=1))
+    if old!=new: pytest.fail('\n'.join([msg]+diff[:n]), pytrace=False)
 
 @pytest.fixture
 def copy(tmp_path):
@@ -46,13 +47,11 @@ def test_export_in_sync(copy):
         old,new = root/lib/name,copy/lib/name
         assert new.exists(), f'{lib}/{name} comes from no notebook: remove it, or write the notebook'
         assert old.exists(), f'{lib}/{name} is missing: run `make export`'
-        a,b = old.read_text(encoding='utf-8'),new.read_text(encoding='utf-8')
-        assert a==b, f'{lib}/{name} differs from what its notebook exports: run `make export`\n{diff(a, b)}'
+        same(old.read_text(encoding='utf-8'), new.read_text(encoding='utf-8'), f'{lib}/{name} is not what its notebook exports: run `make export`')
     assert (copy/'pyproject.toml').read_text()==(root/'pyproject.toml').read_text(), 'nbdev-export rewrites pyproject.toml'
 
 def test_readme_in_sync():
-    a,b = (root/'README.md').read_text(encoding='utf-8'),readme['readme']()
-    assert a==b, f'README.md differs from nbs/index.ipynb: run `make readme`\n{diff(a, b)}'
+    same((root/'README.md').read_text(encoding='utf-8'), readme['readme'](), 'README.md is not what nbs/index.ipynb says: run `make readme`')
 
 def test_readme_links_lead_somewhere():
     links = re.findall(r'\]\((?!https?:|#|mailto:)([^)#\s]+)', (root/'README.md').read_text(encoding='utf-8'))
