@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 META := settings.ini setup.py pyproject.toml
+export VIRTUAL_ENV := $(CURDIR)/.venv
 say = @printf '\n\033[1m== %s\033[0m\n'
 
 # Data sets for the longer tests and benchmarks: taken from a folder beside the checkout when there is one.
