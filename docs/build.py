@@ -142,7 +142,7 @@ def toctrees(names):
 def write_pages():
     "All pages, from nothing."
     _modidx.d['settings'].update(doc_host=here.rstrip('/'), doc_baseurl='/', git_url=cfg['git_url'], branch=cfg['branch'])
-    shutil.rmtree(pages, ignore_errors=True)
+    for o in (pages, out): shutil.rmtree(o, ignore_errors=True)
     names = [write_page(*o) for o in [(nb, process(nb)) for nb in notebooks()]]
     for p in nbs.rglob('*'):
         rel = p.relative_to(nbs)
