@@ -20,11 +20,13 @@ shown = {}  # page: the symbols that have a heading there
 captions = {'': 'The library', 'tutorials': 'Tutorials', 'papers': 'Papers'}
 
 class RunExports(exec_show_docs):
-    "Run what `show_doc` needs: exported cells and cells of imports. Not, as nbdev does, every cell in which some import stands."
+    "Run only what `show_doc` needs, exported cells and cells of imports; the outputs that the author saved stay."
     def __call__(self, cell):
         if cell.cell_type!='code': return
+        show,saved = 'show_doc(' in cell.source,cell.get('outputs', [])
         def _imports(): return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in cell.parsed_() or [])
-        if {'export', 'exports', 'exporti'} & cell.directives_.keys() or 'show_doc(' in cell.source or _imports(): super().__call__(cell)
+        if show or {'export', 'exports', 'exporti'} & cell.directives_.keys() or _imports(): super().__call__(cell)
+        if not show: cell.outputs = saved
 
 class Pages(FilterDefaults):
     "nbdev's processors, less those that write what only Quarto reads."
