@@ -55,7 +55,7 @@ test: install-dev  ## every check: notebooks, export, style, README, docs site, 
 bench: install-dev  ## run the benchmarks
 	$(say) 'benchmarks: installing what they compare with'
 	@$(PIP) -e '.[bench]'
-	@for f in benchmarks/*.py; do echo "$$f"; $(BIN)/python $$f || exit 1; done
+	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "$$f"; $(BIN)/python $$f || exit 1; done
 
 build: install-dev  ## sdist and wheel in dist/
 	rm -rf build dist
