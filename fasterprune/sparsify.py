@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from fastai.basics import *
 from fastai.callback.all import *
 from torch import Tensor, nn
@@ -162,6 +162,11 @@ class Sparsifier:
             'give a batch as `sample`, or coupled=False to take each layer by itself')
         return _coupled(selected, self.left_dense, Graph(self.model, sample), self.params)
 
+    @property
+    def reached(self) -> float: # fraction of all units
+        "The share of units that are masked."
+        return sum(g.dead for g in self.groups)/sum(g.n for g in self.groups)
+
     def _set(self, group, alive):
         group.alive,group.dead = alive,group.n - int(alive.sum())
         return group.dead
@@ -233,8 +238,8 @@ def _scores(self:Sparsifier, group):
         score = self.criterion(p, LayerContext(layer, self.model.get_submodule(layer)))
         if score.shape!=p.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} for weights of {tuple(p.shape)}; '
             'it has to give one for each weight')
-        if not (finite := score.isfinite()).all():
-            raise ValueError(f'layer {layer!r}: {int((~finite).sum())} of {p.numel()} scores are not finite: look for NaN in its weights, lower the learning rate')
+        if not score.sum().isfinite(): # much faster than looking at each
+            raise ValueError(f'layer {layer!r}: {int((~score.isfinite()).sum())} of {p.numel()} scores are not finite: look for NaN in its weights, or lower the learning rate')
         if rows is None: return score.flatten().float().clone()
         each = self.granularity.scores(score.float()).flatten()
         total = torch.zeros(group.n, device=p.device).index_add_(0, rows, each*p[0].numel()) + total
@@ -294,23 +299,24 @@ def sparsity(self:Sparsifier
 class MaskCallback(Callback):
     "Zero units along a schedule; subclasses say of what, in `begin`."
     # after `Recorder` has listed its columns, before `ProgressCallback` prints them
-    order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier',),'sparsity'
+    order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier','history'),'sparsity'
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
         every:int=1         # update the masks each `every` batches
     ):
         if not (isinstance(every, int) and every>=1): raise ValueError(f'every={every!r}: it counts batches, 1 or more')
-        self.sparsity,self.schedule,self.every,self.sparsifier = check_sparsity(sparsity),get_schedule(schedule),every,None
+        self.sparsity,self.schedule,self.every = check_sparsity(sparsity),get_schedule(schedule),every
+        self.sparsifier,self.history = None,[]
 
-    def begin(self): "Return what is to be led: it can `sparsify`, `resume`, `apply`, `apply_grad`, and has a `sparsity()`."; raise NotImplementedError
+    def begin(self): "Return what is to be led: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."; raise NotImplementedError
     def check(self): "Raise an error if the model does not allow what is wanted."
 
     def before_fit(self):
         "Check what can be checked before anything is trained, and add a column to the recorder."
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        self.sparsifier,self.trained = None,False
+        self.sparsifier,self.trained,self.history = None,False,[]
         self.check()
         if hasattr(self.learn, 'recorder'):
             names = self.recorder.metric_names
@@ -333,6 +339,7 @@ class MaskCallback(Callback):
         "Zero as many units as the schedule wants by the end of this batch."
         done,total = self.epoch*self.n_iter + self.iter+1,self.n_epoch*self.n_iter
         if done%self.every==0 or done==total: self.sparsifier.sparsify(self.sparsity, self.schedule(done/total))
+        self.history.append((done/total, self.sparsifier.reached))
 
     def after_train(self):
         "Reach the target also where the last epoch was cut short."
@@ -341,6 +348,20 @@ class MaskCallback(Callback):
     def after_validate(self):
         "Report what is really zero."
         if self.trained and self.sparsifier and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
+
+    def plot(self,
+        ax=None # matplotlib axes to draw on; new ones if `None`
+    ): # the axes
+        "Plot the sparsity reached over the training, against what the schedule wants."
+        ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
+        if not isinstance(self.sparsity, dict):
+            xs = np.linspace(0, 1, 301)
+            ax.plot(xs, [self.sparsity*self.schedule(x) for x in xs], c='#bdbdbd', lw=4, label='schedule')
+        if self.history: ax.plot(*zip(*self.history), c='#2171b5', label='reached')
+        ax.set(xlabel='position in the training', ylabel=self.column.replace('_', ' '), ylim=(-.02,1.02))
+        ax.legend(frameon=False)
+        ax.spines[['top','right']].set_visible(False)
+        return ax
 
 # %% ../nbs/04_sparsify.ipynb #deadcff2
 @patch
