@@ -15,7 +15,7 @@ export FASTERPRUNE_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: help install install-dev demo export clean-nbs readme docs test bench build clean
+.PHONY: help install install-dev demo export outputs clean-nbs readme docs test bench build clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -30,6 +30,9 @@ demo: install  ## the main job on real data in under a minute; writes demo/repor
 
 export: install-dev  ## write fasterprune/*.py from the notebooks
 	$(BIN)/nbdev-export
+
+outputs: install-dev  ## run the notebooks and save their outputs, tidied; NB=04_sparsify for one of them
+	$(BIN)/python docs/outputs.py $(NB)
 
 clean-nbs: install-dev  ## strip from the notebooks what should not be committed
 	$(BIN)/nbdev-clean

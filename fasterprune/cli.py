@@ -32,7 +32,7 @@ from .data import *
 class Recipe:
     "Settings of the demonstration for a data set."
     hidden: tuple  # neurons of the hidden layers
-    neurons: float # fraction of the neurons to remove
+    neurons: float # fraction of the neurons of each hidden layer to remove
     inputs: float  # fraction of the pixels to remove
     epochs: int    # of training and pruning
     retrain: int   # epochs of the small network
@@ -97,7 +97,7 @@ def run_demo(
     dense.fit_one_cycle(recipe.epochs, recipe.lr)
 
     masked = demo_learner(data, recipe, seed)
-    neurons,pixels = SparsifyCallback(recipe.neurons, 'neuron'),InputPruneCallback(recipe.inputs)
+    neurons,pixels = SparsifyCallback(recipe.neurons, 'neuron', 'local'),InputPruneCallback(recipe.inputs)
     print('Training the same network while its neurons and inputs are pruned', flush=True)
     masked.fit_one_cycle(recipe.epochs, recipe.lr, cbs=[neurons, pixels])
     counted = [v[-2:] for v in masked.recorder.values]

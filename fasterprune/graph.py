@@ -6,6 +6,7 @@
 __all__ = ['evaluating', 'as_tuple', 'capture', 'Graph', 'effective']
 
 # %% ../nbs/03_graph.ipynb #bbf5513c
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,15 @@ def evaluating(
     finally:
         for m,training in modes.items(): m.training = training
 
+# %% ../nbs/03_graph.ipynb #4af6762a
+@contextmanager
+def _silent(name):
+    "What torch logs under `name` inside the context is said better by our error."
+    logger = logging.getLogger(name)
+    before,logger.disabled = logger.disabled,True
+    try: yield
+    finally: logger.disabled = before
+
 # %% ../nbs/03_graph.ipynb #6c92a324
 def as_tuple(x): return tuple(x) if isinstance(x, (tuple,list)) else (x,)
 
@@ -43,7 +53,7 @@ def capture(
         shapes = ', '.join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in as_tuple(sample))
         raise ValueError(f'the model does not run on the sample ({shapes}): {e}\nGive a batch as the model takes it.') from e
     try:
-        with evaluating(model): return torch.export.export(model, as_tuple(sample), strict=False)
+        with evaluating(model), _silent('torch.fx.experimental.symbolic_shapes'): return torch.export.export(model, as_tuple(sample), strict=False)
     except Exception as e:
         raise ValueError(f'{type(model).__name__} cannot be captured: {e}\n'
             'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e

@@ -231,20 +231,26 @@ def pools(self:Sparsifier,
 # %% ../nbs/04_sparsify.ipynb #170f6525
 @patch
 def _scores(self:Sparsifier, group):
-    "Score of each unit: the mean over all its weights."
+    "Score of each unit: the mean over its weights, leaving out inputs that no unit of the layer reads any more."
     total,count = 0,0
     for layer,(name,rows) in zip(group.layers, group.weights):
         p = self.params[name].detach()
-        score = self.criterion(p, LayerContext(layer, self.model.get_submodule(layer)))
-        if score.shape!=p.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} for weights of {tuple(p.shape)}; '
-            'it has to give one for each weight')
-        if not score.sum().isfinite(): # much faster than looking at each
-            raise ValueError(f'layer {layer!r}: {int((~score.isfinite()).sum())} of {p.numel()} scores are not finite: look for NaN in its weights, or lower the learning rate')
-        if rows is None: return score.flatten().float().clone()
-        each = self.granularity.scores(score.float()).flatten()
-        total = torch.zeros(group.n, device=p.device).index_add_(0, rows, each*p[0].numel()) + total
-        count = torch.zeros(group.n, device=p.device).index_add_(0, rows, torch.full_like(each, p[0].numel())) + count
-    return total/count
+        score = _checked(self.criterion(p, LayerContext(layer, self.model.get_submodule(layer))), p, layer)
+        if rows is None: return score.flatten().clone()
+        live = (p!=0).any(0, keepdim=True)
+        sums = self.granularity.scores(score*live).flatten()*p[0].numel()
+        total = torch.zeros(group.n, device=p.device).index_add_(0, rows, sums) + total
+        count = torch.zeros(group.n, device=p.device).index_add_(0, rows, live.sum().expand(len(p)).float()) + count
+    return total/count.clamp(min=1)
+
+def _checked(score, weight, layer):
+    "The scores that a criterion gave, if it may."
+    if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} for weights of '
+        f'{tuple(weight.shape)}; it has to give one for each weight')
+    if not score.sum().isfinite(): # much faster than looking at each
+        raise ValueError(f'layer {layer!r}: {int((~score.isfinite()).sum())} of {weight.numel()} scores are not finite: look for NaN in its weights, '
+            'or lower the learning rate')
+    return score.float()
 
 # %% ../nbs/04_sparsify.ipynb #aabe01fe
 @patch
