@@ -55,7 +55,7 @@ def make_plan(
 # %% ../nbs/05_condense.ipynb #721b51ae
 _sizes = {
     nn.Linear: lambda m: dict(in_features=m.weight.shape[1], out_features=m.weight.shape[0]),
-    nn.modules.conv._ConvNd: lambda m: dict(in_channels=m.weight.shape[1]*m.groups, out_channels=m.weight.shape[0]),
+    nn.modules.conv._ConvNd: lambda m: dict(zip(('out_channels','in_channels')[::-1 if m.transposed else 1], (len(m.weight), m.weight.shape[1]*m.groups))),
     nn.modules.batchnorm._BatchNorm: lambda m: {} if m.running_mean is None else dict(num_features=len(m.running_mean))}
 
 def put_tensors(
@@ -119,6 +119,7 @@ class InputSelector(nn.Module, ItemTransform):
 
     def forward(self, *xs): return detuplify(tuple(self._select(i, x) for i,x in enumerate(xs)))
     def encodes(self, b): return (*tuplify(self.forward(*b[:len(self.dims)])), *b[len(self.dims):])
+    def decodes(self, b): return (*[self._restore(i, x) for i,x in enumerate(b[:len(self.dims)])], *b[len(self.dims):])
     def __call__(self, x, *xs, split_idx=None): return ItemTransform.__call__(self, x) if isinstance(x, tuple) else nn.Module.__call__(self, x, *xs)
 
     def _select(self, i, x):
@@ -128,6 +129,13 @@ class InputSelector(nn.Module, ItemTransform):
         if wrong: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but features are selected from {shape}')
         return x.flatten(1)[:,index] if dim==0 else x.index_select(dim, index)
 
+    def _restore(self, i, x):
+        "Put what was cut back where it was, with 0 for the rest, so that it can be shown."
+        if i>=len(self.dims) or self.dims[i] is None: return x
+        index,dim,shape = getattr(self, f'index{i}').to(x.device),self.dims[i],self.shapes[i]
+        if dim==0: return x.new_zeros(len(x), math.prod(shape)).index_copy(1, index, x).view(-1, *shape)
+        return x.new_zeros(*x.shape[:dim], shape[dim-1], *x.shape[dim+1:]).index_copy(dim, index, x)
+
     def extra_repr(self):
         def one(d, shape, n): return 'all' if d is None else f'{n} of {math.prod(shape) if d==0 else shape[d-1]}' + (f' along dim {d}' if d else '')
         return ', '.join(one(d, s, 0 if d is None else len(getattr(self, f'index{i}'))) for i,(d,s) in enumerate(zip(self.dims, self.shapes)))
@@ -136,6 +144,7 @@ class InputSelector(nn.Module, ItemTransform):
 # %% ../nbs/05_condense.ipynb #2798d71f
 def _selection(units, keep):
     "What to give to `InputSelector` for an input with these units."
+    if units is None: return None
     kept,shape = keep[units],tuple(units.shape)
     if kept.all() or not kept.any(): return None
     for d in range(kept.ndim):
@@ -146,43 +155,58 @@ def _selection(units, keep):
 # %% ../nbs/05_condense.ipynb #9d6eb043
 def _noise(x, n, scale=1., seed=0):
     "Noise like `x`: `n` items, other dimensions of images and sequences scaled by `scale`."
+    if not isinstance(x, Tensor) or x.ndim==0: return x
     if not x.is_floating_point(): return x[torch.arange(n)%len(x)]
     shape = [n, *x.shape[1:2], *[max(1, round(s*scale)) for s in x.shape[2:]]]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
-    return noise*x.std(unbiased=False) + x.mean()
+    std = x.std(unbiased=False)
+    return noise*(std if std>0 else 1) + x.mean()
 
 def _batches(sample):
     "What the networks are compared on."
     yield sample
-    for n,scale in ((1,1.), (3,1.), (2, .5 if max(sample[0].shape[2:] or [0])>=64 else 1.5)): yield tuple(_noise(x, n, scale) for x in sample)
+    large = max((s for x in sample if isinstance(x, Tensor) for s in x.shape[2:]), default=0) >= 64
+    for n,scale in ((1,1.), (3,1.), (2, .5 if large else 1.5)): yield tuple(_noise(x, n, scale) for x in sample)
 
 def _tensors(o):
     if isinstance(o, dict): o = list(o.values())
     return [t for a in o for t in _tensors(a)] if isinstance(o, (tuple,list)) else [o] if isinstance(o, Tensor) else []
+
+def _gap(a, b):
+    "Largest difference of two outputs over the largest of the first; infinities and NaN have to be in the same places."
+    if a.shape!=b.shape: return math.inf
+    a,b = [t.double() for t in (a,b)]
+    finite = a.isfinite()
+    if not torch.equal(torch.where(finite, 0, a).nan_to_num(nan=7.), torch.where(b.isfinite(), 0, b).nan_to_num(nan=7.)): return math.inf
+    gap,size = [float(torch.where(finite, t, 0).abs().max()) if t.numel() else 0. for t in (a-b,a)]
+    return gap/size if size>0 else math.inf if gap>0 else 0.
+
+def _outputs(model, xs):
+    "Outputs of `model` in evaluation mode; those that draw random numbers draw the same ones each time."
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _tensors(model(*xs))
 
 # %% ../nbs/05_condense.ipynb #85232730
 def relative_error(
     dense:nn.Module,      # the network to agree with
     small:nn.Module,      # the network that should agree
     inputs:InputSelector, # what cuts the inputs of `dense` to those of `small`
-    sample                # an input, or a tuple of inputs, of `dense`
+    sample,               # an input, or a tuple of inputs, of `dense`
+    dtype=torch.float64   # to compare in; `None`: as they are
 ) -> float: # infinite if `small` fails where `dense` does not
-    "Largest difference of the outputs over the largest output, over several batches, in evaluation mode and float64."
-    sample,worst = as_tuple(sample),0.
-    dense,small = deepcopy(dense).double(),deepcopy(small).double()
-    sample = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in sample)
-    with evaluating(dense), evaluating(small):
-        for i,xs in enumerate(_batches(sample)):
-            try: wanted = _tensors(dense(*xs))
-            except Exception:
-                if i==0: raise
-                continue
-            try: got = _tensors(small(*as_tuple(inputs(*xs))))
-            except Exception: return math.inf
-            if [o.shape for o in got]!=[o.shape for o in wanted]: return math.inf
-            for a,b in zip(got, wanted):
-                gap,size = (a-b).abs().max(),b.abs().max()
-                worst = max(worst, float(gap/size) if size>0 else float(gap>0) and math.inf) if gap.isfinite() else math.inf
+    "Largest difference of the outputs over the largest output, over several batches, in evaluation mode."
+    def _cast(o): return o.to(dtype) if dtype and (isinstance(o, nn.Module) or isinstance(o, Tensor) and o.is_floating_point()) else o
+    if dtype: dense,small = deepcopy(dense),deepcopy(small)
+    dense,small,sample,worst = _cast(dense),_cast(small),tuple(map(_cast, as_tuple(sample))),0.
+    for i,xs in enumerate(_batches(sample)):
+        try: wanted = _outputs(dense, xs)
+        except Exception:
+            if i==0: raise
+            continue
+        try: got = _outputs(small, as_tuple(inputs(*xs)))
+        except Exception: return math.inf
+        worst = max([worst, *map(_gap, wanted, got)]) if len(got)==len(wanted) else math.inf
     return worst
 
 # %% ../nbs/05_condense.ipynb #2af0fc68
@@ -198,7 +222,7 @@ def n_macs(
 ) -> int: # multiply-accumulate operations for one item; those of layers, attention and matrix products
     "How many multiplications a model does for one item."
     with evaluating(model), FlopCounterMode(display=False) as counter: model(*as_tuple(sample))
-    return counter.get_total_flops() // 2 // len(as_tuple(sample)[0])
+    return counter.get_total_flops() // 2 // next((len(x) for x in as_tuple(sample) if isinstance(x, Tensor) and x.ndim), 1)
 
 # %% ../nbs/05_condense.ipynb #0d71993b
 @dataclass
@@ -272,10 +296,11 @@ class Condenser:
     ):
         store_attr('model,inputs')
         self.sample,self.graph = as_tuple(sample),Graph(model, sample)
+        self.dtype = self._dtype()
 
     def condense(self,
         verify:bool=True, # compare the outputs, and leave whole what makes them differ?
-        inplace:bool=False # change `model` itself, once all is verified? Otherwise a copy
+        inplace:bool=False # change `model` itself, once all is verified, and not a copy? Its old activations and losses can't be differentiated afterwards
     ) -> Condensed:
         "The small network."
         candidates,spared = self._candidates(),[]
@@ -285,8 +310,8 @@ class Condenser:
             accepted = self._bisect([], candidates, spared)
             trial = self._try(accepted)
             error = self._error(trial)
-            if not error <= self.tolerance: raise ValueError(f'even an unchanged copy of {type(self.model).__name__} differs from it by {error:.1e}: does it draw '
-                'random numbers in evaluation mode?')
+            if not error <= self.tolerance: raise ValueError(f'even an unchanged copy of {type(self.model).__name__} differs from it by {error:.1e}: does its output depend '
+                'on more than its input? verify=False takes it as it is')
         model,inputs,plan = trial
         report = self._report(model, inputs, plan, error, spared)
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}
@@ -296,17 +321,25 @@ class Condenser:
         return Condensed(model, inputs, report, dense)
 
 # %% ../nbs/05_condense.ipynb #51ef5f1a
+@patch
+def _dtype(self:Condenser):
+    "What to verify in: float64 if the model runs in it."
+    double = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.sample]
+    try: _outputs(deepcopy(self.model).double(), double)
+    except Exception: return None
+    return torch.float64
+
 @patch(as_prop=True)
 def tolerance(self:Condenser):
-    "The error that rounding to the model's own precision may make."
+    "The error that rounding may make: of what is stored in the model's precision, or of all that is computed in it."
     eps = torch.finfo(next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)).eps
-    return 100*eps
+    return (100 if self.dtype else 1000)*eps
 
 @patch
 def _candidates(self:Condenser):
     "Sets of units that may go together: those of each layer, and the inputs."
     sets = {name:units for (name,dim),units in self.graph.bound.items() if dim==0 and name in {r.weight for r in self.graph.reads}}
-    if self.inputs: sets['inputs'] = torch.cat([torch.zeros(0).long()] + [u.flatten() for u in self.graph.inputs]).unique()
+    if self.inputs: sets['inputs'] = torch.cat([torch.zeros(0).long()] + [u.flatten() for u in self.graph.inputs if u is not None]).unique()
     return [(n,u) for n,u in sets.items() if not self.graph.needed[u].all()]
 
 @patch
@@ -319,7 +352,7 @@ def _try(self:Condenser, candidates):
     return model,InputSelector([_selection(u, plan.keep) for u in self.graph.inputs]),plan
 
 @patch
-def _error(self:Condenser, trial): return relative_error(self.model, trial[0], trial[1], self.sample)
+def _error(self:Condenser, trial): return relative_error(self.model, trial[0], trial[1], self.sample, self.dtype)
 
 @patch
 def _bisect(self:Condenser, accepted, candidates, spared):
@@ -344,10 +377,27 @@ def _report(self:Condenser, model, inputs, plan, error, spared):
             outputs_before=o0, outputs_after=o1, params_before=size(0, r.layer), params_after=size(1, r.layer)))
         dead = r.rows[~r.linked.any(1) & plan.keep[r.rows]]
         kept += [dict(layer=r.layer or 'the model', units=n, reason=why) for why,n in self._why(dead, plan, spared).items()]
-    n_in = [sum(u.numel() for u in self.graph.inputs)]
-    n_in.append(sum(x[:1].numel() for x in as_tuple(inputs(*[x for x in self.sample]))))
+    kept += self._opaque_layers({r.layer for r in self.graph.reads})
+    units = [u.flatten() for u in self.graph.inputs if u is not None]
+    spare = torch.cat([torch.zeros(0).long(), *units])
+    spare = spare[~self.graph.needed[spare] & plan.keep[spare]]
+    if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, plan, spared).items()]
     small = as_tuple(inputs(*self.sample))
+    n_in = [sum(x[:1].numel() for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
     return CondenseReport(n_params(self.model), n_params(model), n_macs(self.model, self.sample), n_macs(model, small), *n_in, error, layers, kept)
+
+@patch
+def _opaque_layers(self:Condenser, known):
+    "Dead outputs of layers that the analysis does not follow, such as grouped convolutions."
+    found = []
+    for n,m in self.model.named_modules():
+        w = m._parameters.get('weight') if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) else None
+        if w is None or n in known: continue
+        dead = int((w.detach().transpose(0, int(getattr(m, 'transposed', False))).flatten(1)==0).all(1).sum())
+        units = self.graph.bound.get((f'{n}.weight'.lstrip('.'),0))
+        why = 'not reached by the sample' if units is None else next((r for us,r in self.graph.pins if torch.isin(us, units).any()), 'not analysed')
+        if dead: found.append(dict(layer=n or 'the model', units=dead, reason=why))
+    return found
 
 @patch
 def _why(self:Condenser, dead, plan, spared):
@@ -388,10 +438,14 @@ def _read(path):
         with safe_open(path, 'pt') as f:
             blueprint = json.loads((f.metadata() or {})['blueprint'])
             tensors = {k:f.get_tensor(k) for k in f.keys()}
-        if blueprint['format'] > _format: raise ValueError(f'{path} has format {blueprint["format"]}, and this version reads up to {_format}: update fasterprune')
-        return blueprint,tensors
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as e:
-        raise ValueError(f'{path} ({Path(path).stat().st_size} bytes) is not a condensed network, or not all of it ({type(e).__name__}: {e}): save it again') from e
+        version = blueprint['format']+0
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as e: raise _damaged(path, e) from e
+    if version > _format: raise ValueError(f'{path} has format {version}, and this version reads up to {_format}: update fasterprune')
+    return blueprint,tensors
+
+def _damaged(path, e):
+    size = Path(path).stat().st_size
+    return ValueError(f'{path} ({size} bytes) is not a condensed network, or not all of it ({type(e).__name__}: {e}): save it again')
 
 def load_condensed(
     path,           # a file that `Condensed.save` wrote
@@ -399,14 +453,18 @@ def load_condensed(
 ) -> Condensed:
     "The condensed network in a file; a `ValueError` if the file is damaged or was saved from another network."
     blueprint,tensors = _read(path)
-    here,there = {k:tuple(v.shape) for k,v in model.state_dict().items()},{k:tuple(v) for k,v in blueprint['dense'].items()}
+    try: there = {k:tuple(v) for k,v in blueprint['dense'].items()}
+    except (KeyError, AttributeError, TypeError) as e: raise _damaged(path, e) from e
+    here = {k:tuple(v.shape) for k,v in model.state_dict().items()}
     for k in [*there, *here]:
         if here.get(k)!=there.get(k): raise ValueError(f'{path} was saved from a network with {k!r} of shape {there.get(k, "(none)")}, and the model has '
             f'{here.get(k, "(none)")}: build the dense network that was condensed')
-    small = deepcopy(model)
-    put_tensors(small, {k.removeprefix('model.'):v for k,v in tensors.items() if k.startswith('model.')})
-    kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
-    return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there)
+    try:
+        small = deepcopy(model)
+        put_tensors(small, {k:tensors[f'model.{k}'] for k in there})
+        kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
+        return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there)
+    except (KeyError, AttributeError, TypeError, RuntimeError) as e: raise _damaged(path, e) from e
 
 # %% ../nbs/05_condense.ipynb #f34010bd
 def select_dls(
@@ -421,7 +479,7 @@ def select_dls(
 # %% ../nbs/05_condense.ipynb #1248ddb4
 def _sample(learn):
     "A batch of inputs as the model gets them; random numbers are drawn as if it had not been asked for."
-    dl = learn.dls.valid if len(learn.dls.valid) else learn.dls.train
+    dl = next((dl for dl in learn.dls.loaders[1::-1] if len(dl)), learn.dls.train)
     with no_random(): batch = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
     n_inp,device = getattr(learn.dls, 'n_inp', max(1, len(batch)-1)),next(learn.model.parameters()).device
     return tuple(cast(x, Tensor).to(device) if isinstance(x, Tensor) else x for x in batch[:n_inp])

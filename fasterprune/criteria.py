@@ -72,5 +72,5 @@ def get_criterion(
 ) -> Criterion:
     "The criterion that is meant by a name or a function; a `ValueError` lists the names."
     if callable(criterion): return criterion
-    if criterion in criteria: return criteria[criterion]
+    if isinstance(criterion, str) and criterion in criteria: return criteria[criterion]
     raise ValueError(f'criterion {criterion!r} is not known: take one of {", ".join(criteria)}, or a function (weight, context) -> score')

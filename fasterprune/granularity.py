@@ -58,7 +58,7 @@ def get_granularity(
 ) -> Granularity:
     "The `Granularity` that is meant by a name; a `ValueError` lists the names."
     if isinstance(granularity, Granularity): return granularity
-    if granularity in granularities: return granularities[granularity]
+    if isinstance(granularity, str) and granularity in granularities: return granularities[granularity]
     raise ValueError(f'granularity {granularity!r} is not known: take one of {", ".join(granularities)}, or a `Granularity`')
 
 # %% ../nbs/02_granularity.ipynb #e0839c3f

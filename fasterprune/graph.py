@@ -38,6 +38,17 @@ def _silent(name):
     try: yield
     finally: logger.disabled = before
 
+# %% ../nbs/03_graph.ipynb #b16e740c
+@contextmanager
+def _unobserved(model):
+    "Take fastai's hooks off inside the context: they only look on, and would keep what is not there."
+    taken = [(m._forward_hooks,k,h) for m in model.modules() for k,h in m._forward_hooks.items()
+        if type(getattr(h, '__self__', None)).__module__.startswith('fastai.')]
+    for hooks,k,_ in taken: del hooks[k]
+    try: yield
+    finally:
+        for hooks,k,h in taken: hooks[k] = h
+
 # %% ../nbs/03_graph.ipynb #6c92a324
 def as_tuple(x): return tuple(x) if isinstance(x, (tuple,list)) else (x,)
 
@@ -53,7 +64,8 @@ def capture(
         shapes = ', '.join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in as_tuple(sample))
         raise ValueError(f'the model does not run on the sample ({shapes}): {e}\nGive a batch as the model takes it.') from e
     try:
-        with evaluating(model), _silent('torch.fx.experimental.symbolic_shapes'): return torch.export.export(model, as_tuple(sample), strict=False)
+        with evaluating(model), _unobserved(model), _silent('torch.fx.experimental.symbolic_shapes'):
+            return torch.export.export(model, as_tuple(sample), strict=False)
     except Exception as e:
         raise ValueError(f'{type(model).__name__} cannot be captured: {e}\n'
             'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
@@ -70,7 +82,7 @@ class Signal:
     def moved(self, f): return Signal(f(self.ids), f(self.const))
 
 # %% ../nbs/03_graph.ipynb #7d431a53
-def _distinct(t): return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())]
+def _distinct(t): return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())] if t.ndim else t
 
 def _rows(t, dim):
     "Elements of `t` with `dim` first, the rest flattened, without repeating what is only expanded."
@@ -114,7 +126,7 @@ class Graph:
         self.reads = []     # a `Read` for each call of a layer
         self.bound = {}     # (parameter, dimension) -> its units
         self.role = {}      # (parameter, dimension) -> 'makes', 'follows' or 'reads'
-        self.inputs = []    # for each input of the network, the units of its elements, without the batch dimension
+        self.inputs = []    # for each input of the network, the units of its elements, without the batch dimension; `None` for what is no tensor
         self._perform(capture(model, sample))
         self._unite()
         self._ask()
@@ -199,7 +211,7 @@ def barrier(
     def _opaque(val):
         if isinstance(val, (tuple,list)): return [_opaque(v) for v in val]
         if not isinstance(val, Tensor): return val
-        ids = graph.fresh(1)
+        ids = graph.fresh(1)[0]
         graph.pin(ids, f'made by {_place(node)}, which is not analysed')
         return Signal(ids.expand(val.shape), _nothing.expand(val.shape))
     return _opaque(node.meta.get('val'))
@@ -223,6 +235,8 @@ def _contract(graph, node, x, weight, bias, dim, padded):
     shape = node.meta['val'].shape
     return Signal(_along(rows, dim, shape), _along(torch.where(varies, torch.nan, out), dim, shape))
 
+def _params(weight, *others): return isinstance(weight, Param) and all(o is None or isinstance(o, Param) for o in others)
+
 def effective(
     weight:Tensor, # weight of a Linear layer or convolution, (outputs, inputs, ...)
     cols           # indices or mask of inputs
@@ -234,19 +248,19 @@ def effective(
 # %% ../nbs/03_graph.ipynb #ad9278e4
 @rule('linear')
 def _linear(graph, node, x, weight, bias=None):
-    if not isinstance(weight, Param): return barrier(graph, node, x, weight, bias)
+    if not _params(weight, bias) or weight.value.ndim!=2: return barrier(graph, node, x, weight, bias)
     return _contract(graph, node, x, weight, bias, -1, padded=False)
 
 @rule('conv1d', 'conv2d', 'conv3d')
 def _conv(graph, node, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if groups!=1 or not isinstance(weight, Param): return barrier(graph, node, x, weight, bias)
+    if groups!=1 or not _params(weight, bias): return barrier(graph, node, x, weight, bias)
     padded = padding=='same' if isinstance(padding, str) else any(as_tuple(padding))
     return _contract(graph, node, x, weight, bias, 1-weight.value.ndim, padded)
 
 # %% ../nbs/03_graph.ipynb #d06bfafb
 @rule('batch_norm')
 def _batch_norm(graph, node, x, weight, bias, mean, var, training, momentum, eps, *args):
-    if training or mean is None: return barrier(graph, node, x, weight, bias, mean, var)
+    if training or not _params(mean, var, weight, bias): return barrier(graph, node, x, weight, bias, mean, var)
     ids,const = graph.along(x, 1)
     for param,role in ((weight,'makes'), (bias,'makes'), (mean,'follows'), (var,'follows')): graph.bind(param, 0, ids, role)
     mean,var = mean.value.double().cpu(),var.value.double().cpu()
@@ -265,15 +279,17 @@ def _pointwise(graph, node, x, *args, **kwargs):
     out = getattr(aten, _name(node).removesuffix('_'))(const.clone(), *args, **kwargs)
     return Signal(x.ids, torch.where(const.isnan(), torch.nan, out).expand(x.shape))
 
-@rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to')
-def _unchanged(graph, node, x, *args, **kwargs): return x
+@rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to', '_to_copy')
+def _unchanged(graph, node, x, *args, **kwargs):
+    random = 'dropout' in _name(node) and args[1]
+    return barrier(graph, node, x) if random or not node.meta['val'].is_floating_point() else x
 
 # %% ../nbs/03_graph.ipynb #8c6c4e30
 @rule('add', 'sub', 'mul')
 def _binary(graph, node, x, y, alpha=1):
     op = getattr(torch, _name(node).removesuffix('_'))
     if not (isinstance(x, Signal) and isinstance(y, Signal)):
-        if isinstance(x, Signal) and isinstance(y, (int,float)): return Signal(x.ids, op(_distinct(x.const), y).expand(x.shape))
+        if isinstance(x, Signal) and isinstance(y, (int,float)): return Signal(x.ids, op(_distinct(x.const), y*alpha).expand(x.shape))
         return barrier(graph, node, x, y)
     if x.shape!=y.shape: return barrier(graph, node, x, y)
     graph.tie(x.ids, y.ids)
@@ -287,9 +303,14 @@ def _movement(graph, node, x, *args, **kwargs):
     op = aten.reshape if 'view' in _name(node) else getattr(aten, _name(node).removesuffix('_'))
     return x.moved(lambda t: op(t, *args, **kwargs))
 
+# %% ../nbs/03_graph.ipynb #77f65296
+views = {'view', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 't', 'movedim', 'squeeze', 'unsqueeze', 'expand', 'alias', 'detach', 'contiguous',
+    'slice', 'select', 'split', 'split_with_sizes', 'chunk', 'unbind', 'narrow', 'diagonal', 'getitem', 'to', 'dropout', 'swapaxes', 'swapdims', 'numpy_T'}
+
 # %% ../nbs/03_graph.ipynb #6aa565ae
 @rule(*[f'{kind}_pool{d}d' for kind in ('max','avg','adaptive_avg','adaptive_max') for d in (1,2,3)])
-def _pool(graph, node, x, *args):
+def _pool(graph, node, x, *args, **kwargs):
+    if kwargs: return barrier(graph, node, x)
     name,val = _name(node),node.meta['val']
     dim = -int(name[-2])-1
     ids,const = graph.along(x, dim)
@@ -307,7 +328,7 @@ def _ignore(graph, node, *args, **kwargs): return None
 @patch
 def _perform(self:Graph, program):
     "Perform the captured operations on signals."
-    signature,env = program.graph_signature,{}
+    signature,env,root = program.graph_signature,{},{}
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     tensors = {**program.state_dict, **program.constants}
     for node in program.graph.nodes:
@@ -317,15 +338,29 @@ def _perform(self:Graph, program):
             args,kwargs = torch.fx.node.map_arg((node.args,node.kwargs), env.get)
             name = _name(node)
             f = rules.get(name.removesuffix('_'))
+            if f and not isinstance(args[0] if args else None, Signal) and f is not _getitem and f is not _ignore: f = None
             env[node] = f(self, node, *args, **kwargs) if f else barrier(self, node, args, kwargs)
-            if name.endswith('_') and node.args and node.args[0] in env: env[node.args[0]] = env[node]
+            if node.args and isinstance(node.args[0], torch.fx.Node) and (name in views or name.endswith('_')):
+                root[node] = root.get(node.args[0], node.args[0])
+                if name.endswith('_') and not name.startswith('_'): self._in_place(node, env, root)
+
+@patch
+def _in_place(self:Graph, node, env, root):
+    "What `node` has changed is seen by those that look later, also through other views."
+    source = root[node]
+    others = [n for n,r in root.items() if r is source and n is not node and n is not node.args[0]]
+    if not others and source is node.args[0]: env[source] = env[node]
+    else:
+        for n in [source, node, *others]: env[n] = barrier(self, n, env[n])
 
 @patch
 def _placeholder(self:Graph, node, names, tensors):
     "A parameter, or an input with a unit for each element of an item."
     if node.name in names: return Param(names[node.name], tensors[names[node.name]].detach())
     val = node.meta['val']
-    if not isinstance(val, Tensor): return val
+    if not isinstance(val, Tensor):
+        self.inputs.append(None)
+        return val
     ids = self.fresh(val.shape[1:].numel()).view(val.shape[1:])
     self.inputs.append(ids)
     return Signal(ids.expand(val.shape), _nothing.expand(val.shape))
@@ -344,15 +379,18 @@ def _unite(self:Graph):
     n,units = connected_components(coo_array((np.ones(len(a), dtype=bool), (a,b)), shape=(self.n_ids,self.n_ids)), directed=False)
     self.n_units,units = n,torch.from_numpy(units).long()
     self.bound = {k:units[ids] for k,ids in self.bound.items()}
-    self.inputs = [units[ids] for ids in self.inputs]
+    self.inputs = [None if ids is None else units[ids] for ids in self.inputs]
     self.reads = [replace(r, rows=units[r.rows], cols=units[r.cols], const=self._agreed(r)) for r in self.reads]
     self.pins = [(units[ids].unique(), reason) for ids,reason in self.pins]
 
 @patch
 def _agreed(self:Graph, read):
     "What is constant at all calls of a layer, and the same; else it can't be accounted for in its weight and bias."
-    calls = torch.stack([r.const for r in self.reads if r.weight==read.weight])
-    return torch.where((calls==calls[0]).all(0), calls[0], torch.nan)
+    calls = [r for r in self.reads if r.weight==read.weight]
+    shared = any(read.bias is not None and r.bias==read.bias and r.weight!=read.weight for r in self.reads)
+    if shared or any((r.bias,r.padded)!=(read.bias,read.padded) for r in calls): return torch.full_like(read.const, torch.nan)
+    consts = torch.stack([r.const for r in calls])
+    return torch.where((consts==consts[0]).all(0), consts[0], torch.nan)
 
 # %% ../nbs/03_graph.ipynb #a23163ef
 @patch

@@ -19,15 +19,15 @@ from .condense import *
 
 # %% ../nbs/06_inputs.ipynb #acd771d6
 class RunningScale:
-    "The standard deviation of each element of an item, over all batches so far."
+    "The standard deviation of each column, over all rows so far."
     def __init__(self): self.n,self.mean,self.m2 = 0,0.,0.
 
     @torch.no_grad()
     def update(self,
-        x:Tensor # a batch, of shape (items, ...)
+        x:Tensor # more rows, of shape (rows, columns)
     ):
-        "Take in a batch."
-        x,n = x.detach().double() if x.device.type!='mps' else x.detach().float(),len(x)
+        "Take in more rows."
+        x,n = x.detach().to(torch.float64 if x.device.type!='mps' else torch.float32),len(x)
         mean = x.mean(0)
         m2,delta = ((x-mean)**2).sum(0),mean-self.mean
         self.m2 = self.m2 + m2 + delta**2*(self.n*n/(self.n+n))
@@ -35,7 +35,7 @@ class RunningScale:
         self.n += n
 
     @property
-    def std(self) -> Tensor: # of the shape of an item
+    def std(self) -> Tensor: # one for each column
         "The standard deviation so far; exactly 0 for what never varied."
         return (self.m2/self.n)**.5
 
@@ -51,6 +51,7 @@ class InputPruner:
         self.model,self.criterion = model,get_criterion(criterion)
         self.params,self.scales = dict(model.named_parameters(remove_duplicate=False)),None
         graph = Graph(model, sample)
+        if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are tensors')
         self.shapes = [tuple(u.shape) for u in graph.inputs]
         elements = torch.cat([u.flatten() for u in graph.inputs])
         self.readers = {r.weight:r for r in graph.reads if torch.isin(r.cols, elements).any()}
@@ -64,7 +65,8 @@ class InputPruner:
         self.elements = number[elements].to(device)
         self.cols = {w:number[r.cols].to(device) for w,r in self.readers.items()}
         self.granularity = self._granularity(granularity)
-        self.alive = self._find_alive()
+        alive = self._find_alive()
+        self.alive = alive if alive.any() else ~alive # all zero is not yet learned, and not masked
         self.last_scores = torch.zeros(self.n, device=device)
         self.start = self.dead
 
@@ -114,23 +116,31 @@ def apply_grad(self:InputPruner):
 
 # %% ../nbs/06_inputs.ipynb #1db071c0
 @patch
+def _columns(self:InputPruner, x):
+    "A batch, or the numbers of features, as rows and columns: a column for each channel, or for each element of an item."
+    return x.movedim(1, -1).flatten(0, -2) if self.granularity=='channel' else x.flatten(1)
+
+@patch
 def observe(self:InputPruner,
     *xs # a batch of each input
 ):
-    "Take the scale of the inputs from a batch."
+    "Take the scale of the inputs from a batch; a `ValueError` if it has other features than the first one."
     if self.scales is None: self.scales = [RunningScale() for _ in xs]
     for s,x,shape in zip(self.scales, xs, self.shapes):
-        if tuple(x.shape[1:])!=shape: raise ValueError(f'a batch has items of shape {tuple(x.shape[1:])}, and the first one had {shape}: features are told apart by their place')
-        s.update(x)
+        here,first = [tuple(o[:1]) if self.granularity=='channel' else tuple(o) for o in (x.shape[1:],shape)]
+        if here!=first: raise ValueError(f'a batch has {self.granularity}s of shape {here}, and the first one had {first}: features are told apart by their place')
+        s.update(self._columns(x))
 
 @patch
 def feature_scale(self:InputPruner
 ) -> Tensor|None: # one for each feature
     "The standard deviation of each feature, root mean square over its elements; `None` before anything is observed."
     if self.scales is None: return None
-    var = torch.cat([s.std.flatten()**2 for s in self.scales]).float()
-    total = torch.zeros(self.n, device=var.device).index_add_(0, self.elements, var)
-    return (total/self.elements.bincount())**.5
+    var = torch.cat([s.std**2 for s in self.scales]).float()
+    parts = self.elements.split([math.prod(s) for s in self.shapes])
+    feature = torch.cat([self._columns(e.view(1, *s))[0] for e,s in zip(parts, self.shapes)])
+    total = torch.zeros(self.n, device=var.device).index_add_(0, feature, var)
+    return (total/feature.bincount(minlength=self.n).clamp(min=1))**.5
 
 # %% ../nbs/06_inputs.ipynb #d21796db
 @patch

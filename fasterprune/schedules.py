@@ -95,6 +95,6 @@ def get_schedule(
 ) -> Schedule:
     "The `Schedule` that is meant by a name, a function or a `Schedule`; a `ValueError` lists the names."
     if isinstance(schedule, Schedule): return schedule
-    if schedule in schedules: return schedules[schedule]
+    if isinstance(schedule, str) and schedule in schedules: return schedules[schedule]
     if callable(schedule): return Schedule(schedule)
     raise ValueError(f'schedule {schedule!r} is not known: take one of {", ".join(schedules)}, or a function of the position')

@@ -60,6 +60,7 @@ def select_layers(
     chosen = found if layers is None else _matching(found, layers, 'layers')
     left = {n:'not among `layers`' for n in found if n not in chosen}
     left.update({n:'excluded' for n in ([] if exclude is None else _matching(found, exclude, 'exclude'))})
+    left.update({n:'its weight is computed from others' for n in chosen if 'weight' not in found[n]._parameters})
     unsuited = [n for n in chosen if n not in left and not granularity.suits(found[n])]
     if layers is not None and unsuited:
         n = unsuited[0]
@@ -149,7 +150,9 @@ class Sparsifier:
         self.params = dict(model.named_parameters(remove_duplicate=False))
         self.groups = self._find_groups(selected, layers, sample)
         if not self.groups: raise ValueError('no layer can be sparsified: ' + '; '.join(f'{n!r}: {r}' for n,r in self.left_dense.items()))
-        for g in self.groups: g.start = self._set(g, self._find_alive(g))
+        for g in self.groups:
+            alive = self._find_alive(g)
+            g.start = self._set(g, alive if alive.any() else ~alive)
         self._mask()
 
     def _find_groups(self, selected, layers, sample):
@@ -247,7 +250,7 @@ def _checked(score, weight, layer):
     "The scores that a criterion gave, if it may."
     if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} for weights of '
         f'{tuple(weight.shape)}; it has to give one for each weight')
-    if not score.sum().isfinite(): # much faster than looking at each
+    if not score.sum(dtype=torch.float32).isfinite(): # much faster than looking at each
         raise ValueError(f'layer {layer!r}: {int((~score.isfinite()).sum())} of {weight.numel()} scores are not finite: look for NaN in its weights, '
             'or lower the learning rate')
     return score.float()
@@ -275,8 +278,8 @@ def _choose(self:Sparsifier, groups, k):
     "The `k` lowest units of `groups`: dead ones first, the best one of each layer last."
     scores = [self._scores(g) for g in groups]
     for g,score in zip(groups, scores):
-        score[score.argmax()] = torch.inf
         score[~g.alive] = -torch.inf
+        if g.dead<g.n: score[score.argmax()] = torch.inf
     low = lowest(torch.cat(scores), k).split([g.n for g in groups])
     return {id(g):l for g,l in zip(groups, low)}
 
@@ -306,6 +309,7 @@ class MaskCallback(Callback):
     "Zero units along a schedule; subclasses say of what, in `begin`."
     # after `Recorder` has listed its columns, before `ProgressCallback` prints them
     order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier','history'),'sparsity'
+    sparsifier,history = None,()
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
@@ -313,7 +317,6 @@ class MaskCallback(Callback):
     ):
         if not (isinstance(every, int) and every>=1): raise ValueError(f'every={every!r}: it counts batches, 1 or more')
         self.sparsity,self.schedule,self.every = check_sparsity(sparsity),get_schedule(schedule),every
-        self.sparsifier,self.history = None,[]
 
     def begin(self): "Return what is to be led: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."; raise NotImplementedError
     def check(self): "Raise an error if the model does not allow what is wanted."
@@ -322,7 +325,7 @@ class MaskCallback(Callback):
         "Check what can be checked before anything is trained, and add a column to the recorder."
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        self.sparsifier,self.trained,self.history = None,False,[]
+        self.begins,self.trained = True,False
         self.check()
         if hasattr(self.learn, 'recorder'):
             names = self.recorder.metric_names
@@ -332,28 +335,29 @@ class MaskCallback(Callback):
     def before_train(self): self.trained = True
 
     def before_batch(self):
-        "Begin at the first batch, which shows the graph."
-        if self.sparsifier is not None: return
+        "Begin at the first batch of a fit, which shows the graph."
+        if not self.begins: return
         sparsifier = self.begin()
         if self.epoch: sparsifier.resume(self.sparsity, self.schedule(self.epoch/self.n_epoch))
-        self.sparsifier = sparsifier
+        self.sparsifier,self.history,self.begins = sparsifier,[],False
 
     def after_backward(self): self.sparsifier.apply_grad()
     def after_step(self): self.sparsifier.apply()
 
     def after_batch(self):
         "Zero as many units as the schedule wants by the end of this batch."
+        if self.begins: return # another callback has cancelled the first batch
         done,total = self.epoch*self.n_iter + self.iter+1,self.n_epoch*self.n_iter
         if done%self.every==0 or done==total: self.sparsifier.sparsify(self.sparsity, self.schedule(done/total))
         self.history.append((done/total, self.sparsifier.reached))
 
     def after_train(self):
         "Reach the target also where the last epoch was cut short."
-        if self.epoch==self.n_epoch-1 and self.sparsifier: self.sparsifier.sparsify(self.sparsity)
+        if self.epoch==self.n_epoch-1 and not self.begins: self.sparsifier.sparsify(self.sparsity)
 
     def after_validate(self):
         "Report what is really zero."
-        if self.trained and self.sparsifier and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
+        if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
 
     def plot(self,
         ax=None # matplotlib axes to draw on; new ones if `None`
