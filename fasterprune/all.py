@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../nbs/12_all.ipynb #22600271
-from . import schedules,criteria,granularity,graph,sparsify,condense,inputs,report,data
+from . import schedules,criteria,granularity,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data
 
 # %% ../nbs/12_all.ipynb #ed7952df
-__all__ = [n for m in (schedules,criteria,granularity,graph,sparsify,condense,inputs,report,data) for n in m.__all__]
+__all__ = [n for m in (schedules,criteria,granularity,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data) for n in m.__all__]
 
 # %% ../nbs/12_all.ipynb #2c7cf396
 from .schedules import *
@@ -17,7 +17,11 @@ from .criteria import *
 from .granularity import *
 from .graph import *
 from .sparsify import *
+from .callback import *
+from .verify import *
 from .condense import *
+from .saving import *
+from .learner import *
 from .inputs import *
 from .report import *
 from .data import *

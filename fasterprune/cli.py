@@ -21,8 +21,10 @@ from torch import nn
 
 import fasterprune
 from .graph import *
-from .sparsify import *
+from .callback import *
 from .condense import *
+from .saving import *
+from .learner import *
 from .inputs import *
 from .report import *
 from .data import *

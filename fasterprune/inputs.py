@@ -15,7 +15,8 @@ from .criteria import *
 from .granularity import *
 from .graph import *
 from .sparsify import *
-from .condense import *
+from .callback import *
+from .learner import *
 
 # %% ../nbs/06_inputs.ipynb #acd771d6
 class RunningScale:
