@@ -18,9 +18,10 @@ def demo_rows(name, seeds):
     for seed in seeds:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder: demo = run_demo(data, recipes[name], Path(folder)/'small.safetensors', seed)
+        seconds = time.perf_counter()-start
         constant = (data.train[0].flatten(1).std(0)==0)[demo.inputs.kept].sum()
         for network,row in demo.table.iterrows():
-            yield dict(study=name, seed=seed, network=network, **row.drop('latency_us'), constant_inputs_kept=int(constant), seconds=time.perf_counter()-start)
+            yield dict(study=name, seed=seed, network=network, **row.drop('latency_us'), constant_inputs_kept=int(constant), seconds=seconds)
 
 def vgg_rows(seed=0):
     "VGG16-BN with live norms and half of each convolution's filters zero, condensed, compared in float32 at two sizes."
