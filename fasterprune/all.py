@@ -6,15 +6,16 @@
 __all__ = []
 
 # %% ../nbs/12_all.ipynb #22600271
-from . import schedules,criteria,granularity,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data
+from . import schedules,criteria,granularity,capture,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data
 
 # %% ../nbs/12_all.ipynb #ed7952df
-__all__ = [n for m in (schedules,criteria,granularity,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data) for n in m.__all__]
+__all__ = [n for m in (schedules,criteria,granularity,capture,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data) for n in m.__all__]
 
 # %% ../nbs/12_all.ipynb #2c7cf396
 from .schedules import *
 from .criteria import *
 from .granularity import *
+from .capture import *
 from .graph import *
 from .sparsify import *
 from .callback import *

@@ -20,7 +20,7 @@ from fastcore.script import call_parse
 from torch import nn
 
 import fasterprune
-from .graph import *
+from .capture import *
 from .callback import *
 from .condense import *
 from .saving import *

@@ -17,6 +17,7 @@ from fasttransform import ItemTransform
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .capture import *
 from .graph import *
 from .verify import *
 

@@ -12,7 +12,7 @@ from fastai.basics import *
 from fasttransform import Pipeline
 from torch import Tensor
 
-from .graph import *
+from .capture import *
 from .callback import *
 from .condense import *
 

@@ -16,7 +16,7 @@ from fastai.basics import *
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from .graph import *
+from .capture import *
 from .condense import *
 
 # %% ../nbs/07_report.ipynb #a67b81bb

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import noop
 from torch import Tensor, nn
 
-from .graph import *
+from .capture import *
 
 # %% ../nbs/04b_verify.ipynb #80ddb114
 def _noise(x, n, scale=1., seed=0):
