@@ -274,7 +274,7 @@ def _ignore(graph, node, *args, **kwargs): return None
 @patch
 def _perform(self:Graph, program):
     "Perform the captured operations on signals."
-    signature,env,root = program.graph_signature,{},{}
+    signature,env,shown = program.graph_signature,{},{}
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     tensors = {**program.state_dict, **program.constants}
     for node in program.graph.nodes:
@@ -286,18 +286,16 @@ def _perform(self:Graph, program):
             f = rules.get(name.removesuffix('_'))
             if f and not isinstance(args[0] if args else None, Signal) and f is not _getitem and f is not _ignore: f = None
             env[node] = f(self, node, *args, **kwargs) if f else barrier(self, node, args, kwargs)
-            if node.args and isinstance(node.args[0], torch.fx.Node) and (name in views or name.endswith('_')):
-                root[node] = root.get(node.args[0], node.args[0])
-                if name.endswith('_') and not name.startswith('_'): self._in_place(node, env, root)
+            in_place = name.endswith('_') and not name.startswith('_')
+            if (in_place or name in views) and isinstance(node.args[0], torch.fx.Node):
+                source,is_view = shown.get(node.args[0], (node.args[0],False))
+                shown[node] = source,is_view or name in views
+                if in_place: self._in_place(node, env, source, {n:v for n,(r,v) in shown.items() if r is source})
 
 @patch
-def _in_place(self:Graph, node, env, root):
-    "What `node` has changed is seen by those that look later, also through other views."
-    source = root[node]
-    others = [n for n,r in root.items() if r is source and n is not node and n is not node.args[0]]
-    if not others and source is node.args[0]: env[source] = env[node]
-    else:
-        for n in [source, node, *others]: env[n] = barrier(self, n, env[n])
+def _in_place(self:Graph, node, env, source, same):
+    "What `node` has changed is seen by all that show `source`; if one of them is a view, it is not followed up what."
+    for n in [source, *same]: env[n] = barrier(self, n, env[n]) if any(same.values()) else env[node]
 
 @patch
 def _placeholder(self:Graph, node, names, tensors):
