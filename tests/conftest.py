@@ -16,6 +16,12 @@ def pytest_collection_modifyitems(config, items):
     for o in items:
         if 'long' in o.keywords: o.add_marker(pytest.mark.skip(reason='takes minutes: run with --long'))
 
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    "Small networks gain nothing from threads, and lose a lot where others use the cores."
+    import torch
+    torch.set_num_threads(1)
+
 @pytest.fixture
 def data_path():
     "`data_path(name)`: a file of the data folder; the test is skipped where there is none."

@@ -1,0 +1,184 @@
+"Inputs go in exact numbers, constant ones first, and the condensed network on what is left says what the masked one says."
+from copy import deepcopy
+import numpy as np, pytest, torch
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, load_learner, set_seed
+from fastai.callback.progress import ProgressCallback
+from fastai.vision.all import ImageDataLoaders, Normalize, PILImage, get_image_files, imagenet_stats
+from torch import nn
+from fasterprune.all import *
+from nets import gap, perturb
+
+@pytest.fixture(autouse=True)
+def seed(): set_seed(0)
+
+def learner(model, x, valid=16, **kwargs):
+    "A learner whose target is the sign of the sum of the last half of each item."
+    flat = x.flatten(1)
+    ds = list(zip(x, (flat[:,flat.shape[1]//2:].sum(1)>0).long()))
+    return Learner(DataLoaders.from_dsets(ds, ds[:valid], bs=16, num_workers=0, device='cpu'), model, loss_func=CrossEntropyLossFlat(), **kwargs)
+
+def fit(learn, n, *cbs, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-2, cbs=list(cbs), **kwargs)
+    return learn
+
+def unread(layer, dims): return int((layer.weight==0).all(dims).sum())
+
+kinds = dict( # network, shape of an item, number of features
+    vector=(lambda: nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)), (20,), 20),
+    pixels=(lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 2)), (3,4,4), 48),
+    channels=(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), (8,5,5), 8),
+    sequence=(lambda: nn.Sequential(nn.Conv1d(12, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten(),
+        nn.Linear(8, 2)), (12,30), 12),
+    steps=(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(40, 2)), (5,6), 6))
+
+@pytest.mark.parametrize('s', (.1, .33, .5, .8))
+@pytest.mark.parametrize('kind', kinds)
+def test_exact_number_goes_and_the_rest_says_the_same(kind, s):
+    make,shape,n = kinds[kind]
+    if round(s*n)==n: pytest.skip('leaves none')
+    cb,learn = InputPruneCallback(s),learner(make(), torch.randn(64, *shape))
+    fit(learn, 2, cb)
+    left = n-round(s*n)
+    assert len(cb.kept)==left and cb.sparsifier.n==n and cb.history[-1][1]==(n-left)/n
+    c = Condenser(learn.model, torch.randn(4, *shape)).condense()
+    for b in (1, 3): assert gap(learn.model, c, torch.randn(b, *shape)) <= 1e-5
+    assert c.inputs(torch.randn(2, *shape)).numel()==2*left*(torch.Size(shape).numel()//n)
+    small = learn.condense()
+    xb,yb = small.dls.one_batch()
+    assert xb[0].numel()==left*(torch.Size(shape).numel()//n) and len(yb)==len(xb)==16
+    with learn.no_bar(), small.no_bar(): a,b = learn.get_preds()[0],small.get_preds()[0]
+    assert float((a-b).abs().max()) <= 1e-5
+    fit(small, 1)
+
+@pytest.mark.parametrize('s', (.1, .33, .5, .9, .99))
+def test_exact_for_every_number_of_inputs(s):
+    for n in range(1, 101):
+        net = nn.Linear(n, 2)
+        p = InputPruner(net, torch.randn(2, n))
+        if round(s*n)==n:
+            with pytest.raises(ValueError, match=f'none of {n}'): p.sparsify(s)
+            assert unread(net, 0)==0
+        else:
+            p.sparsify(s)
+            assert unread(net, 0)==round(s*n) and p.sparsity()==pytest.approx(round(s*n)/n, abs=1e-6)
+
+@pytest.mark.parametrize('schedule', schedules)
+def test_last_step_reaches_target(schedule):
+    for n in (1, 2, 3, 7, 20):
+        cb = InputPruneCallback(.6, schedule)
+        learn = fit(learner(nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16*n, 20)), 1, cb)
+        assert unread(learn.model[0], 0)==12 and len(cb.history)==n
+
+@pytest.mark.parametrize('value', [0., .1, -7.3, 1e4])
+@pytest.mark.parametrize('kind', kinds)
+def test_constant_inputs_go_first(kind, value):
+    "Even those with by far the largest weights."
+    make,shape,n = kinds[kind]
+    x,net = torch.randn(64, *shape),make()
+    k = n//3
+    first = next(m for m in net if hasattr(m, 'weight'))
+    dim = -1 if kind=='steps' else 1
+    constant = torch.randperm(n)[:k]
+    if kind=='pixels': x.view(64, -1)[:,constant] = value
+    else: x.index_fill_(dim, constant, value)
+    with torch.no_grad(): first.weight[:,constant] *= 100
+    cb = InputPruneCallback(k/n)
+    fit(learner(net, x), 1, cb)
+    assert not set(cb.kept.tolist()) & set(constant.tolist()) and len(cb.kept)==n-k
+
+def test_criterion_without_scale_is_misled():
+    "What makes the test above one of the scale: magnitude alone keeps constant inputs."
+    x,net = torch.randn(64, 20),kinds['vector'][0]()
+    x[:,:5] = 1.
+    with torch.no_grad(): net[0].weight[:,:5] *= 100
+    cb = InputPruneCallback(.5, criterion='large_final')
+    fit(learner(net, x), 1, cb)
+    assert set(range(5)) <= set(cb.kept.tolist())
+
+def test_scale_is_that_of_all_batches():
+    x = torch.randn(160, 6)*torch.tensor([0.,1.,2.,3.,1e-3,1e3]) + torch.tensor([5.,1e3,0.,-1.,0.,0.])
+    scale = RunningScale()
+    for b in x.split([1,9,50,100]): scale.update(b)
+    assert torch.allclose(scale.std, x.double().std(0, unbiased=False), rtol=1e-9, atol=0) and scale.std[0]==0
+
+def test_neurons_and_inputs_in_one_fit():
+    cbs = SparsifyCallback(.5, 'neuron'),InputPruneCallback(.75)
+    net = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2))
+    learn = fit(learner(net, torch.randn(64, 20)), 3, *cbs)
+    assert sum(unread(learn.model[i], 1) for i in (0,3))==14 and unread(learn.model[0], 0)==15
+    small = learn.condense()
+    report = small.condensed.report
+    assert report.inputs_after==small.model[0].in_features <= 5 and small.model[0].out_features+small.model[3].out_features <= 14
+    assert set(small.condensed.inputs.index.tolist()) <= set(cbs[1].kept.tolist())
+
+def test_weights_and_inputs_in_one_fit_are_exact():
+    for s,i in ((.5,.3), (.9,.75)):
+        cbs = SparsifyCallback(s),InputPruneCallback(i)
+        learn = fit(learner(nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2)), torch.randn(64, 20)), 2, *cbs)
+        assert unread(learn.model[0], 0) >= round(i*20)
+        assert sum(int((m.weight==0).sum()) for m in learn.model[::2])==round(s*704)
+
+def test_second_fit_resume_and_lr_find():
+    make = lambda: nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2))
+    learn = learner(make(), torch.randn(64, 20))
+    first,second = InputPruneCallback(.5),InputPruneCallback(.75)
+    fit(learn, 1, first)
+    fit(learn, 1, second)
+    assert set(second.kept.tolist()) < set(first.kept.tolist()) and len(second.kept)==5 and min(h[1] for h in second.history)>=.5
+    learn = learner(make(), torch.randn(64, 20), cbs=InputPruneCallback(.5))
+    before = deepcopy(learn.model.state_dict())
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+def test_sequences_of_any_length():
+    "Channels are features at each length; batches may differ in it."
+    net = nn.Sequential(nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 2))
+    x = [torch.randn(8, 4, l) for l in (20,30,25)]
+    for b in x: b[:,2] = 3.
+    dl = [(b,torch.randint(0, 2, (8,))) for b in x]
+    cb,learn = InputPruneCallback(.5),Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat())
+    fit(learn, 2, cb)
+    assert len(cb.kept)==2 and 2 not in cb.kept
+
+def test_plain_torch_loaders():
+    ds = list(zip(torch.randn(64, 6), torch.randint(0, 2, (64,))))
+    dls = DataLoaders(*[torch.utils.data.DataLoader(ds, 8) for _ in range(2)])
+    learn = Learner(dls, nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), loss_func=CrossEntropyLossFlat())
+    fit(learn, 1, InputPruneCallback(.5), SparsifyCallback(.5, 'neuron'))
+    small = fit(learn.condense(), 1)
+    assert small.model[0].weight.shape==(4,6) # loaders that can't be changed deliver all, and all is taken
+
+def images(tmp_path, model, *tfms):
+    for i in range(24): PILImage.create((np.random.rand(8, 8, 3)*255).astype(np.uint8)).save(tmp_path/f'{"ab"[i%2]}_{i}.png')
+    files = get_image_files(tmp_path)
+    dls = ImageDataLoaders.from_name_func(tmp_path, files, _label, bs=4, valid_pct=.5, num_workers=0, batch_tfms=tfms, device='cpu')
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), path=tmp_path),files
+
+def _label(name): return name[0]
+
+@pytest.mark.parametrize('kind', ['channels', 'pixels'])
+def test_predict_export_and_load(tmp_path, kind):
+    "With normalization, which knows all channels, on the way in and, for what is shown, on the way out."
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2)) if kind=='pixels' else perturb(nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
+    learn,files = images(tmp_path, net, Normalize.from_stats(*imagenet_stats))
+    fit(learn, 1, InputPruneCallback(2/3))
+    small = learn.condense()
+    assert small.dls.one_batch()[0][0].numel()==64
+    small.export('small.pkl')
+    loaded = load_learner(tmp_path/'small.pkl')
+    for l in (learn, small, loaded): l.remove_cbs(ProgressCallback)
+    for f in files[:3]:
+        label,_,probs = learn.predict(f)
+        for l in (small, loaded): assert l.predict(f)[0]==label and float((l.predict(f)[2]-probs).abs().max()) <= 1e-5
+    dl = small.dls.test_dl(files)
+    assert float((small.get_preds(dl=dl)[0]-learn.get_preds(dl=learn.dls.test_dl(files))[0]).abs().max()) <= 1e-5
+
+def test_old_learner_is_left_alone():
+    learn = learner(kinds['vector'][0](), torch.randn(64, 20))
+    fit(learn, 1, InputPruneCallback(.5))
+    before,cbs = deepcopy(learn.model.state_dict()),list(learn.cbs)
+    fit(learn.condense(), 1)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert list(learn.cbs)==cbs and all(cb.learn is learn for cb in cbs) and learn.dls.one_batch()[0].shape==(16,20)
