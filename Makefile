@@ -49,7 +49,7 @@ test: install-dev  ## every check: notebooks, export, style, README, docs site, 
 	$(say) 'style: chkstyle'
 	$(BIN)/chkstyle
 	$(say) 'notebooks: nbdev-test'
-	$(BIN)/nbdev-test --n-workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(say) 'docs: the site builds without a warning'
 	$(BIN)/python docs/build.py
 	$(say) 'tests: pytest'

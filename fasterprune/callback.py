@@ -29,7 +29,7 @@ class MaskCallback(Callback):
         if not (isinstance(every, int) and every>=1): raise ValueError(f'every={every!r}: it counts batches, 1 or more')
         self.sparsity,self.schedule,self.every = check_sparsity(sparsity),get_schedule(schedule),every
 
-    def begin(self): "Return what is to be led: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."; raise NotImplementedError
+    def begin(self): "Return the sparsifier: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."; raise NotImplementedError
     def check(self): "Raise an error if the model does not allow what is wanted."
 
     def before_fit(self):
@@ -37,6 +37,7 @@ class MaskCallback(Callback):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
         self.begins,self.trained = True,False
+        for pos in np.linspace(0, 1, 11): self.schedule(float(pos))
         self.check()
         if hasattr(self.learn, 'recorder'):
             names = self.recorder.metric_names
@@ -87,6 +88,7 @@ class MaskCallback(Callback):
 # %% ../nbs/04a_callback.ipynb #543d1481
 class SparsifyCallback(MaskCallback):
     "Zero the units that matter least while the model trains, along a schedule."
+    order = MaskCallback.order+1 # behind other masks, whose zeros count
     def __init__(self,
         sparsity,              # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         granularity='weight',  # what a unit is: a `Granularity` or its name
@@ -109,4 +111,5 @@ class SparsifyCallback(MaskCallback):
         "A `Sparsifier` for the model, which sees the graph by the first batch."
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude, self.coupled, self.xb)
         sparsifier.pools(self.sparsity)
+        sparsifier.shared = any(isinstance(cb, MaskCallback) and cb is not self for cb in self.learn.cbs)
         return sparsifier

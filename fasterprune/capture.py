@@ -28,7 +28,7 @@ def evaluating(
 # %% ../nbs/02a_capture.ipynb #86658ad8
 @contextmanager
 def _silent(name):
-    "What torch logs under `name` inside the context is said better by our error."
+    "Silence torch's log `name` inside the context: our error says it better."
     logger = logging.getLogger(name)
     before,logger.disabled = logger.disabled,True
     try: yield
@@ -37,9 +37,9 @@ def _silent(name):
 # %% ../nbs/02a_capture.ipynb #99e2aeae
 @contextmanager
 def _unobserved(model):
-    "Take fastai's hooks off inside the context: they only look on, and would keep what is not there."
-    taken = [(m._forward_hooks,k,h) for m in model.modules() for k,h in m._forward_hooks.items()
-        if type(getattr(h, '__self__', None)).__module__.startswith('fastai.')]
+    "Take off hooks that only observe, fastai's and those marked `observes`: they would store fake tensors."
+    def _observes(h): return getattr(h, 'observes', False) or type(getattr(h, '__self__', None)).__module__.startswith('fastai.')
+    taken = [(hooks,k,h) for m in model.modules() for hooks in (m._forward_hooks,m._forward_pre_hooks) for k,h in hooks.items() if _observes(h)]
     for hooks,k,_ in taken: del hooks[k]
     try: yield
     finally:
@@ -54,8 +54,9 @@ def capture(
     sample           # an input, or a tuple of inputs, as `model` takes them; batch first
 ): # `torch.export.ExportedProgram`
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
+    if any(isinstance(x, Tensor) and x.numel()==0 for x in as_tuple(sample)): raise ValueError('the sample is empty: give a batch of at least one item')
     try:
-        with evaluating(model): model(*as_tuple(sample))
+        with evaluating(model), _unobserved(model): model(*as_tuple(sample))
     except Exception as e:
         shapes = ', '.join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in as_tuple(sample))
         raise ValueError(f'the model does not run on the sample ({shapes}): {e}\nGive a batch as the model takes it.') from e

@@ -22,6 +22,7 @@ from torch import nn
 import fasterprune
 from .capture import *
 from .callback import *
+from .verify import *
 from .condense import *
 from .saving import *
 from .learner import *
@@ -77,11 +78,9 @@ class Demo:
     data: Images
 
 # %% ../nbs/11_cli.ipynb #996e94be
-def _gap(a, b, x, select=noop):
+def _difference(a, b, x, select=noop):
     "Largest difference of the outputs over the largest output, as they are computed in use."
-    with evaluating(a), evaluating(b):
-        wanted,got = a(x),b(select(x))
-        return float((wanted-got).abs().max()/wanted.abs().max())
+    return gap(eval_outputs(a, (x,))[0], eval_outputs(b, (select(x),))[0])
 
 def _accuracy(model, x, y):
     with evaluating(model): return float((model(x).argmax(1)==y).float().mean())
@@ -114,9 +113,9 @@ def run_demo(
     select = loaded.inputs
     def _entry(name, model, x, difference=None): return Entry(name, model, x, _accuracy(model, x, data.valid[1]), difference)
     table = compare(_entry('dense', dense.model, x), _entry('masked', masked.model, x),
-        _entry('condensed', condensed_model, select(x), _gap(masked.model, condensed_model, x, select)),
+        _entry('condensed', condensed_model, select(x), _difference(masked.model, condensed_model, x, select)),
         _entry('retrained', small.model, select(x)),
-        _entry('loaded', loaded.model, select(x), _gap(small.model, loaded.model, select(x))))
+        _entry('loaded', loaded.model, select(x), _difference(small.model, loaded.model, select(x))))
     return Demo(table, small.condensed, neurons, pixels, counted, data)
 
 # %% ../nbs/11_cli.ipynb #f12a0ab3
@@ -172,6 +171,7 @@ def demo(
 ):
     "Train, prune, condense, retrain, save and load a network for handwritten digits, and report."
     matplotlib.use('agg')
+    torch.set_num_threads(1) # networks this small are faster so, by far where other programs run
     try:
         out,start = check_writable(out),time.perf_counter()
         result = run_demo(get_images(data), recipes[data], check_writable(out.with_suffix('.safetensors')), seed)

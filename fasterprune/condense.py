@@ -161,7 +161,7 @@ def n_macs(
     model:nn.Module, # any model
     sample           # an input, or a tuple of inputs, batch first
 ) -> int: # multiply-accumulate operations for one item; those of layers, attention and matrix products
-    "How many multiplications a model does for one item."
+    "How many multiply-accumulate operations a model performs for one item."
     with evaluating(model), FlopCounterMode(display=False) as counter: model(*as_tuple(sample))
     return counter.get_total_flops() // 2 // next((len(x) for x in as_tuple(sample) if isinstance(x, Tensor) and x.ndim), 1)
 
@@ -192,12 +192,13 @@ class CondenseReport:
 
     def __str__(self):
         def change(name, a, b): return f'{name:<11}{a:>14,} -> {b:>14,}   ({100*b/max(a,1):.1f} %)'
+        error = 'not verified' if math.isnan(self.max_error) else f'largest error {self.max_error:.1e} of the largest output'
         lines = [change('parameters', self.params_before, self.params_after), change('MACs', self.macs_before, self.macs_after),
-            change('inputs', self.inputs_before, self.inputs_after), f'largest error {self.max_error:.1e} of the largest output', '']
+            change('inputs', self.inputs_before, self.inputs_after), error, '']
         if not self.removed: lines.append('Nothing could be removed: the network is an equal copy.')
         rows = [(l['layer'] or 'the model', f"{l['inputs_before']} -> {l['inputs_after']}", f"{l['outputs_before']} -> {l['outputs_after']}") for l in self.layers]
         lines += [f'{a:<24}{b:>18}{c:>18}' for a,b,c in [('layer','inputs','outputs')] + rows]
-        if self.kept: lines += ['', 'Dead, but stayed:'] + [f"{k['layer']}: {k['units']} ({k['reason']})" for k in self.kept]
+        if self.kept: lines += ['', 'Dead, but stayed:'] + [f"{k['layer']}: {k['units']} unit{'s'*(k['units']>1)} ({k['reason']})" for k in self.kept]
         return '\n'.join(lines)
     __repr__ = __str__
 
@@ -236,14 +237,17 @@ class Condenser:
         inputs:bool=True # remove features of the input, too?
     ):
         store_attr('model,inputs')
-        self.sample,self.graph = as_tuple(sample),Graph(model, sample)
-        self.dtype = self._dtype()
+        self.sample = as_tuple(sample)
+        capture(model, sample) # an error here rather than later
+
+    def _analyse(self): self.graph,self.dtype = Graph(self.model, self.sample),self._dtype()
 
     def condense(self,
         verify:bool=True, # compare the outputs, and leave whole what makes them differ?
         inplace:bool=False # change `model` itself, once all is verified, and not a copy? Its old activations and losses can't be differentiated afterwards
     ) -> Condensed:
-        "The small network."
+        "The small network; a `ValueError` if even an unchanged copy differs from the model."
+        self._analyse() # the model may have changed
         candidates,spared = self._candidates(),[]
         trial = self._try(candidates)
         error = self._error(trial) if verify else math.nan
@@ -324,7 +328,7 @@ def _report(self:Condenser, model, inputs, plan, error, spared):
     spare = spare[~self.graph.needed[spare] & plan.keep[spare]]
     if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, plan, spared).items()]
     small = as_tuple(inputs(*self.sample))
-    n_in = [sum(x[:1].numel() for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
+    n_in = [sum(x[:1].numel() if x.ndim else 1 for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
     return CondenseReport(n_params(self.model), n_params(model), n_macs(self.model, self.sample), n_macs(model, small), *n_in, error, layers, kept)
 
 @patch
@@ -332,21 +336,24 @@ def _opaque_layers(self:Condenser, known):
     "Dead outputs of layers that the analysis does not follow, such as grouped convolutions."
     found = []
     for n,m in self.model.named_modules():
-        w = m._parameters.get('weight') if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) else None
-        if w is None or n in known: continue
-        dead = int((w.detach().transpose(0, int(getattr(m, 'transposed', False))).flatten(1)==0).all(1).sum())
+        if n in known or not isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)): continue
+        dead = int((m.weight.detach().transpose(0, int(getattr(m, 'transposed', False))).flatten(1)==0).all(1).sum())
         units = self.graph.bound.get((f'{n}.weight'.lstrip('.'),0))
-        why = 'not reached by the sample' if units is None else next((r for us,r in self.graph.pins if torch.isin(us, units).any()), 'not analysed')
+        why = ('its weight is computed from others: make it a plain parameter first, e.g. by torch.nn.utils.prune.remove' if 'weight' not in m._parameters else
+            'not reached by the sample' if units is None else next((r for us,r in self.graph.pins if torch.isin(us, units).any()), 'not analysed'))
         if dead: found.append(dict(layer=n or 'the model', units=dead, reason=why))
     return found
 
 @patch
 def _why(self:Condenser, dead, plan, spared):
     "How many of the `dead` units stayed for which reason."
-    reasons,whole = {},torch.cat([torch.zeros(0).long()] + [u for _,u in spared])
-    for u in dead:
-        why = next((w for units,w in self.graph.pins if u in units), None) or (
-            'carries the constants of dead channels over a padded border' if plan.carriers[u] else 'the last unit of its layer' if plan.lonely[u] else
-            'removing units of this layer changed the output' if u in whole else 'tied to a unit that is needed' if self.graph.needed[u] else 'may not be removed')
-        reasons[why] = reasons.get(why, 0)+1
+    whole = torch.cat([torch.zeros(0).long()] + [u for _,u in spared])
+    cases = [(r, torch.isin(dead, units)) for units,r in self.graph.pins] + [
+        ('carries the constants of dead channels over a padded border', plan.carriers[dead]), ('the last unit of its layer', plan.lonely[dead]),
+        ('removing units of this layer changed the output', torch.isin(dead, whole)), ('tied to a unit that is needed', self.graph.needed[dead]),
+        ('may not be removed', torch.ones_like(dead, dtype=torch.bool))]
+    reasons,left = {},torch.ones_like(dead, dtype=torch.bool)
+    for why,case in cases:
+        if n := int((case & left).sum()): reasons[why] = reasons.get(why, 0)+n
+        left &= ~case
     return reasons

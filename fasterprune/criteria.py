@@ -29,7 +29,7 @@ def large_final(
     weight:Tensor,       # weight of a layer, any shape
     context:LayerContext # not used
 ) -> Tensor: # score of each element, same shape
-    "Keep the weights of the largest magnitude."
+    "Score by magnitude: the largest weights are kept."
     return weight.abs()
 
 # %% ../nbs/01_criteria.ipynb #8032f576
@@ -37,14 +37,14 @@ def squared_final(
     weight:Tensor,       # weight of a layer, any shape
     context:LayerContext # not used
 ) -> Tensor: # score of each element, same shape
-    "Keep the weights of the largest square."
+    "Score by the square: the largest weights are kept."
     return weight**2
 
 def small_final(
     weight:Tensor,       # weight of a layer, any shape
     context:LayerContext # not used
 ) -> Tensor: # score of each element, same shape
-    "Keep the weights of the smallest magnitude."
+    "Score by negative magnitude: the smallest weights are kept."
     return -weight.abs()
 
 # %% ../nbs/01_criteria.ipynb #5567c0b2
@@ -60,7 +60,7 @@ def large_scaled(
     weight:Tensor,       # weight of a layer, any shape
     context:LayerContext # its `input_scale` broadcasts with `weight`
 ) -> Tensor: # score of each element, same shape
-    "Keep the weights of the largest magnitude times standard deviation of their input."
+    "Score by magnitude times the standard deviation of the input."
     return weight.abs() if context.input_scale is None else weight.abs()*context.input_scale
 
 # %% ../nbs/01_criteria.ipynb #2838126e

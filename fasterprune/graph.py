@@ -164,7 +164,7 @@ def barrier(
 
 # %% ../nbs/03_graph.ipynb #d13a1051
 def _contract(graph, node, x, weight, bias, dim, padded):
-    "The signal behind a layer that reads `x` along `dim`."
+    "The signal after a layer that reads `x` along `dim`."
     cols,const = graph.along(x, dim)
     rows = graph.fresh(len(weight.value))
     graph.bind(weight, 0, rows)
@@ -227,8 +227,8 @@ def _pointwise(graph, node, x, *args, **kwargs):
 
 @rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to', '_to_copy')
 def _unchanged(graph, node, x, *args, **kwargs):
-    random = 'dropout' in _name(node) and args[1]
-    return barrier(graph, node, x) if random or not node.meta['val'].is_floating_point() else x
+    drops = 'dropout' in _name(node) and args[1]
+    return barrier(graph, node, x) if drops or not node.meta['val'].is_floating_point() else x
 
 # %% ../nbs/03_graph.ipynb #8c6c4e30
 @rule('add', 'sub', 'mul')
@@ -250,6 +250,7 @@ def _movement(graph, node, x, *args, **kwargs):
     return x.moved(lambda t: op(t, *args, **kwargs))
 
 # %% ../nbs/03_graph.ipynb #77f65296
+# operations whose result may share memory with their argument, analysed or not
 views = {'view', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 't', 'movedim', 'squeeze', 'unsqueeze', 'expand', 'alias', 'detach', 'contiguous',
     'slice', 'select', 'split', 'split_with_sizes', 'chunk', 'unbind', 'narrow', 'diagonal', 'getitem', 'to', 'dropout', 'swapaxes', 'swapdims', 'numpy_T'}
 
@@ -260,7 +261,8 @@ def _pool(graph, node, x, *args, **kwargs):
     name,val = _name(node),node.meta['val']
     dim = -int(name[-2])-1
     ids,const = graph.along(x, dim)
-    if name.startswith('avg') and (any(as_tuple(args[2] if len(args)>2 else 0)) or len(args)>5): const = torch.where(const==0, 0., torch.nan)
+    padding,divisor = (*args, *[0]*6)[2],len(args)>5
+    if name.startswith('avg') and (any(as_tuple(padding)) or divisor): const = torch.where(const==0, 0., torch.nan)
     outs = [Signal(_along(ids, dim, v.shape), _along(const, dim, v.shape)) for v in as_tuple(val)]
     return outs if isinstance(val, (tuple,list)) else outs[0]
 

@@ -16,6 +16,7 @@ from .granularity import *
 from .graph import *
 from .sparsify import *
 from .callback import *
+from .capture import *
 from .learner import *
 
 # %% ../nbs/06_inputs.ipynb #acd771d6
@@ -50,15 +51,15 @@ class InputPruner:
         granularity='auto'      # 'feature': Linear layers read the input; 'channel': convolutions do; 'auto': whichever it is
     ):
         self.model,self.criterion = model,get_criterion(criterion)
-        self.params,self.scales = dict(model.named_parameters(remove_duplicate=False)),None
+        self.params,self.scales,self.handles = dict(model.named_parameters(remove_duplicate=False)),{},[]
         graph = Graph(model, sample)
         if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are tensors')
         self.shapes = [tuple(u.shape) for u in graph.inputs]
         elements = torch.cat([u.flatten() for u in graph.inputs])
         self.readers = {r.weight:r for r in graph.reads if torch.isin(r.cols, elements).any()}
         blocked = {int(u):why for units,why in graph.pins for u in units[torch.isin(units, elements)]}
-        if not self.readers or blocked: raise ValueError('inputs can be pruned where a Linear layer or convolution reads them' +
-            (f', but one is {next(iter(blocked.values()))}' if blocked else f', and none does in {type(model).__name__}'))
+        if not self.readers or blocked: raise ValueError('the inputs cannot be pruned: only those that a Linear layer or convolution reads can be, ' +
+            (f'and one is {next(iter(blocked.values()))}' if blocked else f'and none does in {type(model).__name__}'))
         units = elements.unique()
         number = torch.full((graph.n_units,), -1)
         number[units] = torch.arange(len(units))
@@ -116,32 +117,46 @@ def apply_grad(self:InputPruner):
         if self.params[w].grad is not None: self.params[w].grad.mul_(self._mask(w))
 
 # %% ../nbs/06_inputs.ipynb #1db071c0
+def _report_to(scale, module, xs):
+    "A hook that gives what a layer gets to `scale`, as rows and columns: a column for each channel of a convolution."
+    x = xs[0].detach()
+    scale.update((x if isinstance(module, nn.Linear) else x.movedim(1, -1)).flatten(0, -2))
+
 @patch
-def _columns(self:InputPruner, x):
-    "A batch, or the numbers of features, as rows and columns: a column for each channel, or for each element of an item."
-    return x.movedim(1, -1).flatten(0, -2) if self.granularity=='channel' else x.flatten(1)
+def watch(self:InputPruner):
+    "Measure what the layers that read the inputs get, until `unwatch`."
+    self.unwatch()
+    for w,r in self.readers.items():
+        hook = partial(_report_to, self.scales.setdefault(w, RunningScale()))
+        hook.observes = True # not to be captured
+        self.handles.append(self.model.get_submodule(r.layer).register_forward_pre_hook(hook))
+
+@patch
+def unwatch(self:InputPruner):
+    "Measure no more."
+    while self.handles: self.handles.pop().remove()
 
 @patch
 def observe(self:InputPruner,
     *xs # a batch of each input
 ):
-    "Take the scale of the inputs from a batch; a `ValueError` if it has other features than the first one."
-    if self.scales is None: self.scales = [RunningScale() for _ in xs]
-    for s,x,shape in zip(self.scales, xs, self.shapes):
-        here,first = [tuple(o[:1]) if self.granularity=='channel' else tuple(o) for o in (x.shape[1:],shape)]
-        if here!=first: raise ValueError(f'a batch has {self.granularity}s of shape {here}, and the first one had {first}: features are told apart by their place')
-        s.update(self._columns(x))
+    "Measure on one batch, in evaluation mode."
+    self.watch()
+    try:
+        with evaluating(self.model): self.model(*xs)
+    finally: self.unwatch()
 
 @patch
 def feature_scale(self:InputPruner
-) -> Tensor|None: # one for each feature
-    "The standard deviation of each feature, root mean square over its elements; `None` before anything is observed."
-    if self.scales is None: return None
-    var = torch.cat([s.std**2 for s in self.scales]).float()
-    parts = self.elements.split([math.prod(s) for s in self.shapes])
-    feature = torch.cat([self._columns(e.view(1, *s))[0] for e,s in zip(parts, self.shapes)])
-    total = torch.zeros(self.n, device=var.device).index_add_(0, feature, var)
-    return (total/feature.bincount(minlength=self.n).clamp(min=1))**.5
+) -> Tensor: # one for each feature; NaN where nothing was measured
+    "The standard deviation of each feature where it is read, root mean square over the columns that read it."
+    total,count = torch.zeros(2, self.n, device=self.elements.device)
+    for w,cols in self.cols.items():
+        if (scale := self.scales.get(w)) is None or not scale.n: continue
+        read = cols>=0
+        total.index_add_(0, cols[read], scale.std[read].float()**2)
+        count.index_add_(0, cols[read], torch.ones_like(cols[read], dtype=torch.float))
+    return (total/count)**.5
 
 # %% ../nbs/06_inputs.ipynb #d21796db
 @patch
@@ -149,13 +164,13 @@ def feature_scale(self:InputPruner
 def scores(self:InputPruner
 ) -> Tensor: # one for each feature, not negative
     "The norm of the scores of all weights that read a feature."
-    total,scale = torch.zeros(self.n, device=self.elements.device),self.feature_scale()
+    total = torch.zeros(self.n, device=self.elements.device)
     for w,cols in self.cols.items():
-        p,layer = self.params[w].detach(),self.readers[w].layer
-        known = scale is not None
-        context = LayerContext(layer, self.model.get_submodule(layer), scale[cols.clamp(min=0)].view(1, -1, *[1]*(p.ndim-2)).to(p) if known else None)
+        p,layer,scale = self.params[w].detach(),self.readers[w].layer,self.scales.get(w)
+        std = scale.std.view(1, -1, *[1]*(p.ndim-2)).to(p) if scale is not None and scale.n else None
+        context = LayerContext(layer, self.model.get_submodule(layer), std)
         score = self.criterion(p, context).float()
-        if not score.sum().isfinite(): raise ValueError(f'layer {layer!r}: scores of inputs are not finite: look for NaN in its weights or in the data')
+        if not score.sum(dtype=torch.float32).isfinite(): raise ValueError(f'layer {layer!r}: scores of inputs are not finite: look for NaN in its weights or in the data')
         each = score.transpose(0, 1).flatten(1).square().sum(1)
         total.index_add_(0, cols.clamp(min=0), torch.where(cols>=0, each, 0.))
     return total.sqrt()
@@ -226,9 +241,19 @@ class InputPruneCallback(MaskCallback):
         pruner.n_dead(self.sparsity)
         return pruner
 
+    def before_fit(self):
+        self._unwatch()
+        super().before_fit()
+
     def before_batch(self):
+        "Begin at the first batch of a fit; measure what the first layers get."
         super().before_batch()
-        if self.training: self.sparsifier.observe(*self.xb)
+        self.sparsifier.watch()
+
+    def after_pred(self): self._unwatch()
+    def after_fit(self): self._unwatch()
+    def _unwatch(self):
+        if self.sparsifier is not None: self.sparsifier.unwatch()
 
 # %% ../nbs/06_inputs.ipynb #b198613c
 @patch
@@ -240,21 +265,21 @@ def _done(self:InputPruneCallback):
 def kept(self:InputPruneCallback
 ) -> Tensor: # indices of features, in the order of the input
     "The features that are left."
-    return self._done().alive.nonzero()[:,0].cpu()
+    return self._done()._find_alive().nonzero()[:,0].cpu()
 
 @patch(as_prop=True)
 def scores(self:InputPruneCallback
 ) -> Tensor: # one for each feature
     "The score of each feature, at the end of the fit or when it died."
     p = self._done()
-    return torch.where(p.alive, p.scores(), p.last_scores).cpu()
+    return torch.where(p._find_alive(), p.scores(), p.last_scores).cpu()
 
 @patch
 def to_frame(self:InputPruneCallback
 ) -> pd.DataFrame: # one row for each feature, best first: those that are kept, then the others
     "Features with score, standard deviation, and whether they are kept."
     p = self._done()
-    df = pd.DataFrame(dict(kept=p.alive.cpu(), score=self.scores, scale=p.feature_scale().cpu()), index=pd.Index(self.names or range(p.n), name='feature'))
+    df = pd.DataFrame(dict(kept=p._find_alive().cpu(), score=self.scores, scale=p.feature_scale().cpu()), index=pd.Index(self.names or range(p.n), name='feature'))
     return df.sort_values(['kept','score'], ascending=False)
 
 # %% ../nbs/06_inputs.ipynb #697ab1d8
@@ -277,7 +302,7 @@ def show(self:InputPruneCallback,
 
 @patch
 def _show_map(self:InputPruneCallback, p, x, n, axs):
-    alive = p.alive[p.elements].view(p.shapes[0]).cpu()
+    alive = p._find_alive()[p.elements].view(p.shapes[0]).cpu()
     alive = alive if alive.ndim==2 else alive.any(0)
     images = [] if x is None else [i.float().mean(0) if i.ndim==3 else i.float() for i in x[:n].cpu()]
     if axs is None: axs = np.atleast_1d(plt.subplots(1, 1+len(images), figsize=(2*(1+len(images)), 2.2), layout='constrained')[1])

@@ -31,7 +31,7 @@ def check_sparsity(
         return sparsity
     number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
     if number and 0 <= sparsity < 1: return sparsity
-    hint = f'write {sparsity/100:g} for {sparsity:g} %' if number and 1 <= sparsity < 100 else 'e.g. 0.5 to zero half of the units'
+    hint = f'write {sparsity/100:g} for {sparsity:g} %' if number and 2 <= sparsity < 100 else 'e.g. 0.5 for half of the units, 0.99 for almost all'
     raise ValueError(f'sparsity {sparsity!r} for {name}: it is the fraction of zeros, at least 0 and less than 1; {hint}')
 
 # %% ../nbs/04_sparsify.ipynb #3a8758ca
@@ -39,10 +39,12 @@ _prunable = granularities['weight'].layers
 
 def _matching(names, patterns, what):
     "Those of `names` that match one of `patterns`; each pattern has to match something."
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = list(patterns) if isinstance(patterns, (list,tuple,set)) else [patterns]
     for p in patterns:
+        if not isinstance(p, str): raise ValueError(f'{what} {p!r}: give the name of a layer or a glob, e.g. {next(iter(names))!r}')
         if not any(fnmatchcase(n, p) for n in names):
-            raise ValueError(f'{what} {p!r} matches no layer: the convolutions and Linear layers are {", ".join(map(repr, names))}')
+            raise ValueError(f'{what} {p!r} matches no layer: the convolutions and Linear layers are {", ".join(map(repr, [*names][:10]))}'
+                + f', ... ({len(names)} in all)'*(len(names)>10))
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
 
 # %% ../nbs/04_sparsify.ipynb #e35bc534
@@ -143,6 +145,7 @@ class Sparsifier:
         sample=None            # a batch as the model takes it, to see the graph; needed if `coupled` matters
     ):
         store_attr('model,context,coupled')
+        self.shared = False    # does someone else zero these weights, too, so that theirs have to be counted?
         self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
         if context not in ('global','local'): raise ValueError(f"context {context!r} is not known: take 'global' or 'local'")
         selected,self.left_dense = select_layers(model, self.granularity, layers, exclude)
@@ -258,18 +261,20 @@ def _checked(score, weight, layer):
 @patch
 @torch.no_grad()
 def sparsify(self:Sparsifier,
-    sparsity,         # a fraction in [0,1), or a dict from layer name or glob to fraction
+    sparsity,         # a fraction in [0,1), or a dict from layer name or glob to fraction; of several that match a layer, the last counts
     fraction:float=1. # how far to go from the sparsity that the model came with to `sparsity`
 ):
-    "Raise the masks until a share `sparsity` of the units is zero, exactly; nothing is changed if there is an error."
+    "Mask the share `sparsity` of the units, exactly; what is no longer masked stays 0 until it is trained. An error changes nothing."
     chosen = {}
+    if self.shared:
+        for g in self.groups: self._set(g, g.alive & self._find_alive(g))
     for groups,s in self.pools(sparsity):
         n,start,dead = [sum(getattr(g, k) for g in groups) for k in ('n','start','dead')]
         k = round((max(s, start/n)*fraction + start/n*(1-fraction))*n)
         if k!=dead: chosen.update(self._choose(groups, k))
     for g in self.groups:
         if id(g) in chosen: self._set(g, ~chosen[id(g)])
-    if chosen: self._mask()
+    if chosen or self.shared: self._mask()
     self.apply()
 
 @patch
@@ -313,5 +318,4 @@ def report(self:Sparsifier
 def sparsity(self:Sparsifier
 ) -> float: # fraction of all units
     "The share of units that are zero, counted in the weights."
-    total = self.report().loc['total']
-    return float(total.zero/total.units)
+    return 1 - sum(int(self._find_alive(g).sum()) for g in self.groups)/sum(g.n for g in self.groups)
