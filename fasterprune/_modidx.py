@@ -65,7 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fasterprune.condense.Condenser': ('condense.html#condenser', 'fasterprune/condense.py'),
                                       'fasterprune.condense.Condenser.__init__': ( 'condense.html#condenser.__init__',
                                                                                    'fasterprune/condense.py'),
-                                      'fasterprune.condense.Condenser._analyse': ( 'condense.html#condenser._analyse',
+                                      'fasterprune.condense.Condenser._analyze': ( 'condense.html#condenser._analyze',
                                                                                    'fasterprune/condense.py'),
                                       'fasterprune.condense.Condenser._bisect': ( 'condense.html#condenser._bisect',
                                                                                   'fasterprune/condense.py'),

@@ -33,7 +33,7 @@ class Plan:
 def _emits(read): return read.const.nan_to_num() != 0
 
 def make_plan(
-    graph:Graph,   # the analysed network
+    graph:Graph,   # the analyzed network
     allowed:Tensor # for each unit, may it be removed?
 ) -> Plan:
     "Decide which units stay: those that are needed, one in each layer, and a carrier wherever constants can't go to a bias."
@@ -71,7 +71,7 @@ def put_tensors(
 @torch.no_grad()
 def apply_plan(
     model:nn.Module, # the network that `graph` was made from, or an exact copy; its tensors are replaced
-    graph:Graph,     # the analysed network
+    graph:Graph,     # the analyzed network
     plan:Plan        # which units stay
 ):
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
@@ -240,14 +240,14 @@ class Condenser:
         self.sample = as_tuple(sample)
         capture(model, sample) # an error here rather than later
 
-    def _analyse(self): self.graph,self.dtype = Graph(self.model, self.sample),self._dtype()
+    def _analyze(self): self.graph,self.dtype = Graph(self.model, self.sample),self._dtype()
 
     def condense(self,
         verify:bool=True, # compare the outputs, and leave whole what makes them differ?
         inplace:bool=False # change `model` itself, once all is verified, and not a copy? Its old activations and losses can't be differentiated afterwards
     ) -> Condensed:
         "The small network; a `ValueError` if even an unchanged copy differs from the model."
-        self._analyse() # the model may have changed
+        self._analyze() # the model may have changed
         candidates,spared = self._candidates(),[]
         trial = self._try(candidates)
         error = self._error(trial) if verify else math.nan
@@ -340,7 +340,7 @@ def _opaque_layers(self:Condenser, known):
         dead = int((m.weight.detach().transpose(0, int(getattr(m, 'transposed', False))).flatten(1)==0).all(1).sum())
         units = self.graph.bound.get((f'{n}.weight'.lstrip('.'),0))
         why = ('its weight is computed from others: make it a plain parameter first, e.g. by torch.nn.utils.prune.remove' if 'weight' not in m._parameters else
-            'not reached by the sample' if units is None else next((r for us,r in self.graph.pins if torch.isin(us, units).any()), 'not analysed'))
+            'not reached by the sample' if units is None else next((r for us,r in self.graph.pins if torch.isin(us, units).any()), 'not analyzed'))
         if dead: found.append(dict(layer=n or 'the model', units=dead, reason=why))
     return found
 

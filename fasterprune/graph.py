@@ -145,8 +145,8 @@ def barrier(
     node,  # the operation
     *args  # its arguments
 ): # signals that are not constant, and pinned
-    "An operation that is not analysed: the units on either side stay."
-    reason = f'read by {_place(node)}, which is not analysed'
+    "An operation that is not analyzed: the units on either side stay."
+    reason = f'read by {_place(node)}, which is not analyzed'
     for a in _leaves(args):
         if isinstance(a, Signal): graph.pin(a.ids, reason)
         if isinstance(a, Param):
@@ -158,7 +158,7 @@ def barrier(
         if isinstance(val, (tuple,list)): return [_opaque(v) for v in val]
         if not isinstance(val, Tensor): return val
         ids = graph.fresh(1)[0]
-        graph.pin(ids, f'made by {_place(node)}, which is not analysed')
+        graph.pin(ids, f'made by {_place(node)}, which is not analyzed')
         return Signal(ids.expand(val.shape), _nothing.expand(val.shape))
     return _opaque(node.meta.get('val'))
 
@@ -250,7 +250,7 @@ def _movement(graph, node, x, *args, **kwargs):
     return x.moved(lambda t: op(t, *args, **kwargs))
 
 # %% ../nbs/03_graph.ipynb #77f65296
-# operations whose result may share memory with their argument, analysed or not
+# operations whose result may share memory with their argument, analyzed or not
 views = {'view', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 't', 'movedim', 'squeeze', 'unsqueeze', 'expand', 'alias', 'detach', 'contiguous',
     'slice', 'select', 'split', 'split_with_sizes', 'chunk', 'unbind', 'narrow', 'diagonal', 'getitem', 'to', 'dropout', 'swapaxes', 'swapdims', 'numpy_T'}
 

@@ -109,7 +109,7 @@ def _coupled(selected, left, graph, params):
     "Groups of the outputs that the graph ties together, with all that makes them."
     makers = {p:units for (p,dim),units in graph.bound.items() if dim==0 and graph.role[p,dim]=='makes'}
     todo = {n:makers[_param(n, 'weight')] for n in selected if _param(n, 'weight') in makers}
-    left.update({n:'read by nothing that is analysed' for n in selected if n not in todo})
+    left.update({n:'read by nothing that is analyzed' for n in selected if n not in todo})
     groups = []
     while todo:
         members,units = [],next(iter(todo.values()))
