@@ -8,6 +8,7 @@ from torch import nn
 import fasterprune
 from fasterprune.all import *
 from fasterprune.cli import recipes, run_demo
+from fasterprune.data import data_file
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv
