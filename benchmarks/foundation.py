@@ -50,6 +50,6 @@ def main():
     print(df.groupby(['study','network'], sort=False).accuracy.agg(['mean','std']).dropna(how='all').to_string(float_format='{:.4f}'.format))
     if not quick:
         (root/'results').mkdir(exist_ok=True)
-        df.to_csv(root/'results'/'foundation.csv', index=False, float_format='%.6g')
+        df.to_csv(root/'results'/'foundation.csv', index=False, float_format='%.10g')
 
 if __name__=='__main__': main()
