@@ -9,7 +9,7 @@ __all__ = []
 from . import schedules,criteria,granularity,capture,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data
 
 # %% ../nbs/12_all.ipynb #ed7952df
-_machinery = set('as_tuple effective lowest Group Plan make_plan apply_plan put_tensors gap replacing Entry compare styled picture write_page html_table n_inputs datasets data_file'.split())
+_machinery = set('as_tuple dead_count start_count effective lowest Group Plan make_plan apply_plan put_tensors gap replacing Entry compare styled picture write_page html_table n_inputs datasets data_file'.split())
 
 # %% ../nbs/12_all.ipynb #318ad53e
 __all__ = [n for m in (schedules,criteria,granularity,capture,graph,sparsify,callback,verify,condense,saving,learner,inputs,report,data) for n in m.__all__ if n not in _machinery]

@@ -29,7 +29,10 @@ class MaskCallback(Callback):
         if not (isinstance(every, int) and every>=1): raise ValueError(f'every={every!r}: it counts batches, 1 or more')
         self.sparsity,self.schedule,self.every = check_sparsity(sparsity),get_schedule(schedule),every
 
-    def begin(self): "Return the sparsifier: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."; raise NotImplementedError
+    def begin(self):
+        "Return the sparsifier: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."
+        raise NotImplementedError
+
     def check(self): "Raise an error if the model does not allow what is wanted."
 
     def before_fit(self):
@@ -56,34 +59,40 @@ class MaskCallback(Callback):
     def after_backward(self): self.sparsifier.apply_grad()
     def after_step(self): self.sparsifier.apply()
 
-    def after_batch(self):
-        "Zero as many units as the schedule wants by the end of this batch."
-        if self.begins: return # another callback has cancelled the first batch
-        done,total = self.epoch*self.n_iter + self.iter+1,self.n_epoch*self.n_iter
-        if done%self.every==0 or done==total: self.sparsifier.sparsify(self.sparsity, self.schedule(done/total))
-        self.history.append((done/total, self.sparsifier.reached))
+# %% ../nbs/04a_callback.ipynb #64baddd7
+@patch
+def after_batch(self:MaskCallback):
+    "Zero as many units as the schedule wants by the end of this batch."
+    if self.begins: return # another callback has cancelled the first batch
+    done,total = self.epoch*self.n_iter + self.iter+1,self.n_epoch*self.n_iter
+    if done%self.every==0 or done==total: self.sparsifier.sparsify(self.sparsity, self.schedule(done/total))
+    self.history.append((done/total, self.sparsifier.reached))
 
-    def after_train(self):
-        "Reach the target also where the last epoch was cut short."
-        if self.epoch==self.n_epoch-1 and not self.begins: self.sparsifier.sparsify(self.sparsity)
+@patch
+def after_train(self:MaskCallback):
+    "Reach the target also where the last epoch was cut short."
+    if self.epoch==self.n_epoch-1 and not self.begins: self.sparsifier.sparsify(self.sparsity)
 
-    def after_validate(self):
-        "Report what is really zero."
-        if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
+@patch
+def after_validate(self:MaskCallback):
+    "Report what is really zero."
+    if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
 
-    def plot(self,
-        ax=None # matplotlib axes to draw on; new ones if `None`
-    ): # the axes
-        "Plot the sparsity reached over the training, against what the schedule wants."
-        ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
-        if not isinstance(self.sparsity, dict):
-            xs = np.linspace(0, 1, 301)
-            ax.plot(xs, [self.sparsity*self.schedule(x) for x in xs], c='#bdbdbd', lw=4, label='schedule')
-        if self.history: ax.plot(*zip(*self.history), c='#2171b5', label='reached')
-        ax.set(xlabel='position in the training', ylabel=self.column.replace('_', ' '), ylim=(-.02,1.02))
-        ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
-        return ax
+# %% ../nbs/04a_callback.ipynb #29cbbe25
+@patch
+def plot(self:MaskCallback,
+    ax=None # matplotlib axes to draw on; new ones if `None`
+): # the axes
+    "Plot the sparsity reached over the training, against what the schedule wants."
+    ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
+    if not isinstance(self.sparsity, dict):
+        xs = np.linspace(0, 1, 301)
+        ax.plot(xs, [self.sparsity*self.schedule(x) for x in xs], c='#bdbdbd', lw=4, label='schedule')
+    if self.history: ax.plot(*zip(*self.history), c='#2171b5', label='reached')
+    ax.set(xlabel='position in the training', ylabel=self.column.replace('_', ' '), ylim=(-.02,1.02))
+    ax.legend(frameon=False)
+    ax.spines[['top','right']].set_visible(False)
+    return ax
 
 # %% ../nbs/04a_callback.ipynb #543d1481
 class SparsifyCallback(MaskCallback):

@@ -202,22 +202,24 @@ class CondenseReport:
         return '\n'.join(lines)
     __repr__ = __str__
 
-    def plot(self,
-        ax=None # matplotlib axes to draw on; new ones if `None`
-    ): # the axes
-        "The widths of the network before and after."
-        names = ['inputs'] + [l['layer'] or 'the model' for l in self.layers]
-        before = [self.inputs_before] + [l['outputs_before'] for l in self.layers]
-        after = [self.inputs_after] + [l['outputs_after'] for l in self.layers]
-        if ax is None: ax = plt.subplots(figsize=(6, .8+.3*len(names)))[1]
-        ys = range(len(names))
-        ax.barh(ys, before, color='#d9d9d9', label='before')
-        ax.barh(ys, after, color='#2171b5', label='after')
-        for y,a,b in zip(ys, after, before): ax.text(b, y, f' {a} of {b}' if a!=b else f' {b}', va='center', fontsize=8)
-        ax.set(yticks=ys, yticklabels=names, xlabel='width', xlim=(0, max(before)*1.25))
-        ax.invert_yaxis(); ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
-        return ax
+# %% ../nbs/05_condense.ipynb #946be021
+@patch
+def plot(self:CondenseReport,
+    ax=None # matplotlib axes to draw on; new ones if `None`
+): # the axes
+    "The widths of the network before and after."
+    names = ['inputs'] + [l['layer'] or 'the model' for l in self.layers]
+    before = [self.inputs_before] + [l['outputs_before'] for l in self.layers]
+    after = [self.inputs_after] + [l['outputs_after'] for l in self.layers]
+    if ax is None: ax = plt.subplots(figsize=(6, .8+.3*len(names)))[1]
+    ys = range(len(names))
+    ax.barh(ys, before, color='#d9d9d9', label='before')
+    ax.barh(ys, after, color='#2171b5', label='after')
+    for y,a,b in zip(ys, after, before): ax.text(b, y, f' {a} of {b}' if a!=b else f' {b}', va='center', fontsize=8)
+    ax.set(yticks=ys, yticklabels=names, xlabel='width', xlim=(0, max(before)*1.25))
+    ax.invert_yaxis(); ax.legend(frameon=False)
+    ax.spines[['top','right']].set_visible(False)
+    return ax
 
 # %% ../nbs/05_condense.ipynb #1d1dc892
 @dataclass

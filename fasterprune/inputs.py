@@ -183,8 +183,7 @@ def n_dead(self:InputPruner,
 ) -> int: # number of features
     "How many features are dead at `sparsity`; a `ValueError` if none would be left."
     check_sparsity(sparsity, 'the inputs')
-    start = self.start/self.n
-    k = round((max(sparsity, start)*fraction + start*(1-fraction))*self.n)
+    k = dead_count(self.n, self.start, sparsity, fraction)
     if k<self.n: return k
     raise ValueError(f'sparsity {sparsity} for the inputs leaves none of {self.n}: at most {self.n-1} can go, which is {math.floor(100*(self.n-1)/self.n)/100:g}')
 
@@ -207,8 +206,7 @@ def sparsify(self:InputPruner,
 @patch
 def resume(self:InputPruner, sparsity, fraction):
     "Take the dead features for those of a fit that had come to `fraction` of the way to `sparsity`."
-    dead = self.dead
-    self.start = 0 if dead==round(sparsity*fraction*self.n) else dead if fraction==1 else max(0, (dead-sparsity*fraction*self.n)/(1-fraction))
+    self.start = start_count(self.n, self.dead, sparsity, fraction)
 
 @patch
 def sparsity(self:InputPruner
