@@ -101,7 +101,8 @@ def run_demo(
     neurons,pixels = SparsifyCallback(recipe.neurons, 'neuron', 'local'),InputPruneCallback(recipe.inputs)
     print('Training the same network while its neurons and inputs are pruned', flush=True)
     masked.fit_one_cycle(recipe.epochs, recipe.lr, cbs=[neurons, pixels])
-    counted = [v[-2:] for v in masked.recorder.values]
+    columns = [masked.recorder.metric_names.index(cb.column)-1 for cb in (neurons,pixels)]
+    counted = [[row[c] for c in columns] for row in masked.recorder.values]
 
     small = masked.condense()
     condensed_model = deepcopy(small.model)
@@ -111,11 +112,11 @@ def run_demo(
     small.condensed.save(path)
     loaded = load_condensed(path, mlp(data.shape, recipe.hidden))
     select = loaded.inputs
-    def _entry(name, model, x, difference=None): return Entry(name, model, x, _accuracy(model, x, data.valid[1]), difference)
+    def _entry(name, model, x, difference=None, size=None): return Entry(name, model, x, _accuracy(model, x, data.valid[1]), difference, size)
     table = compare(_entry('dense', dense.model, x), _entry('masked', masked.model, x),
         _entry('condensed', condensed_model, select(x), _difference(masked.model, condensed_model, x, select)),
         _entry('retrained', small.model, select(x)),
-        _entry('loaded', loaded.model, select(x), _difference(small.model, loaded.model, select(x))))
+        _entry('loaded', loaded.model, select(x), _difference(small.model, loaded.model, select(x)), Path(path).stat().st_size))
     return Demo(table, small.condensed, neurons, pixels, counted, data)
 
 # %% ../nbs/11_cli.ipynb #f12a0ab3
@@ -152,10 +153,11 @@ def demo_page(
     lead = (f'{n} of {r.inputs_before} pixels and {r.params_after:,} of {r.params_before:,} parameters are left; '
         f'{t.accuracy["retrained"]:.2%} of the held-out {demo.data.name} are recognized, by the dense network {t.accuracy["dense"]:.2%}.')
     layers = r.to_frame().drop(columns='type')
-    layers.columns = [c.replace('_', ' ') for c in layers.columns]
+    layers = layers.map('{:,}'.format).rename(columns=lambda c: c.replace('_', ' '))
     sections = [
         ('Side by side', html_table(styled(t)) + '<p>The largest difference is that of the outputs on held-out data, over the largest output: of the condensed network from '
-            'the masked one, and of the loaded one from the one that was saved. Latency is that of all held-out data as one batch.</p>'),
+            'the masked one, and of the loaded one from the one that was saved. Size is that of '
+            'the tensors as a file; of the loaded network, that of its file. Latency is that of all held-out data as one batch.</p>'),
         ('What the network looks at', picture(_pixels(demo), f'{n} kept pixels, and six digits reduced to them')),
         ('Sparsity over the training', picture(_schedule(demo), 'Sparsity wanted and reached, for neurons and for inputs')),
         ('The layers before and after', picture(r.plot().figure, 'Widths of the layers before and after') + html_table(layers))]

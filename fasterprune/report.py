@@ -60,6 +60,7 @@ class Entry:
     sample: object           # a batch as it takes it
     accuracy: float          # on held-out data, in [0,1]
     difference: float = None # largest difference of its outputs from those of the network it was made from, over the largest output
+    size: int = None         # bytes of its file; `None`: those of its tensors as a file
 
 def compare(
     *entries:Entry,    # the networks
@@ -68,7 +69,7 @@ def compare(
     "Accuracy and costs of networks."
     times = latency([e.model for e in entries], [e.sample for e in entries], seconds)
     return pd.DataFrame([dict(network=e.name, accuracy=e.accuracy, inputs=n_inputs(*as_tuple(e.sample)), parameters=n_params(e.model),
-        MACs=n_macs(e.model, e.sample), latency_us=1e6*t, size_kB=n_bytes(e.model)/1e3, difference=e.difference)
+        MACs=n_macs(e.model, e.sample), latency_us=1e6*t, size_kB=(e.size or n_bytes(e.model))/1e3, difference=e.difference)
         for e,t in zip(entries, times)]).set_index('network')
 
 # %% ../nbs/07_report.ipynb #aa10719d
