@@ -135,7 +135,7 @@ def _schedule(demo):
     "What the schedule wants, what was reached, and what was counted."
     fig,axs = plt.subplots(1, 2, figsize=(9,3), layout='constrained', sharey=True)
     for i,(ax,cb,what) in enumerate(zip(axs, (demo.sparsify,demo.inputs), ('neurons','inputs'))):
-        cb.plot(ax)
+        cb.plot_schedule(ax)
         epochs = np.arange(1, len(demo.counted)+1)/len(demo.counted)
         ax.plot(epochs, [c[i] for c in demo.counted], 'o', c='#cb181d', ms=3, label='counted in the weights')
         ax.set(title=what, ylabel='share that is zero')

@@ -14,6 +14,7 @@ from .schedules import *
 from .criteria import *
 from .granularity import *
 from .graph import *
+from .contexts import *
 from .sparsify import *
 from .callback import *
 from .capture import *

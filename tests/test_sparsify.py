@@ -273,7 +273,7 @@ def test_fault_embedding_in_the_model_crashes():
 def test_fault_simplify_removes_weights_that_cancel():
     lin = nn.Linear(4, 2)
     with torch.no_grad(): lin.weight[:,:] = torch.tensor([[1.,-1.,2.,-2.],[0.,0.,0.,0.]])
-    assert get_granularity('neuron').alive(lin.weight).flatten().tolist()==[True,False]
+    assert Sparsifier(lin, 'neuron', layers='', coupled=False).groups[0].alive.tolist()==[True,False]
 
 # ---- models that are not layers in a row
 
