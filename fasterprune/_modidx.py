@@ -19,6 +19,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fasterprune/callback.py'),
                                       'fasterprune.callback.MaskCallback._sparsify': ( 'callback.html#maskcallback._sparsify',
                                                                                        'fasterprune/callback.py'),
+                                      'fasterprune.callback.MaskCallback._wanted': ( 'callback.html#maskcallback._wanted',
+                                                                                     'fasterprune/callback.py'),
                                       'fasterprune.callback.MaskCallback.after_backward': ( 'callback.html#maskcallback.after_backward',
                                                                                             'fasterprune/callback.py'),
                                       'fasterprune.callback.MaskCallback.after_batch': ( 'callback.html#maskcallback.after_batch',

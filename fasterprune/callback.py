@@ -126,17 +126,21 @@ def after_validate(self:MaskCallback):
 
 # %% ../nbs/04a_callback.ipynb #ebe63420
 @patch
+def _wanted(self:MaskCallback, target, start):
+    "Positions in the training, and the sparsity that the schedule wants there."
+    xs,n_epoch = np.linspace(0, 1, 301),getattr(self, 'epochs', 1)
+    begin,end = [_position(o, n_epoch) for o in (self.start_epoch,self.end_epoch)]
+    f = np.array([0. if x<begin else self.schedule(min(1., (x-begin)/(end-begin))) for x in xs])
+    return xs,max(target, start)*f + start*(1-f)
+
+@patch
 def plot_schedule(self:MaskCallback,
     ax=None # matplotlib axes to draw on; new ones if `None`
 ): # the axes
     "Plot the sparsity reached over the training, against what the schedule wants."
     ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
     if not isinstance(self.sparsity, dict):
-        xs,n_epoch = np.linspace(0, 1, 301),getattr(self, 'epochs', 1)
-        at = [_position(o, n_epoch) for o in (self.start_epoch,self.end_epoch)]
-        f = np.array([0. if x<at[0] else self.schedule(min(1., (x-at[0])/(at[1]-at[0]))) for x in xs])
-        start = getattr(self, 'start', 0.)
-        ax.plot(xs, max(self.sparsity, start)*f + start*(1-f), c='#bdbdbd', lw=4, label='schedule')
+        ax.plot(*self._wanted(self.sparsity, getattr(self, 'start', 0.)), c='#bdbdbd', lw=4, label='schedule')
     if self.history: ax.plot(*zip(*self.history), c='#2171b5', label='reached')
     ax.set(xlabel='position in the training', ylabel=self.column.replace('_', ' '), ylim=(-.02,1.02))
     ax.legend(frameon=False)
@@ -219,7 +223,7 @@ def record(self:SparsifyCallback, pos):
 def plot_sparsity(self:SparsifyCallback,
     ax=None # matplotlib axes to draw on; new ones if `None`
 ): # the axes
-    "Plot the sparsity of each layer over the training, and its target where it has one of its own."
+    "Plot the sparsity of each layer over the training, and what the schedule wants: of all in gray, of a layer with a target of its own dotted."
     if self.sparsifier is None: raise ValueError('nothing has been trained yet: plot after a fit')
     ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1] if ax is None else ax
     groups,xs = self.sparsifier.groups,[h[0] for h in self.history]
@@ -227,8 +231,9 @@ def plot_sparsity(self:SparsifyCallback,
     colors = plt.cm.viridis(np.linspace(0, .92, len(groups)))
     for i,(g,c) in enumerate(zip(groups, colors)):
         ax.plot(xs, [h[i] for h in self.layer_history], c=c, label=g.name if len(g.name)<28 else g.name[:25]+'...')
-        if id(g) in targets: ax.plot(1, max(targets[id(g)], g.start/g.n), 'o', mfc='none', c=c, clip_on=False)
-    ax.plot(*zip(*self.history), c='k', lw=2, ls='--', label='all')
+        if id(g) in targets: ax.plot(*self._wanted(targets[id(g)], g.start/g.n), ':', c=c)
+    if not isinstance(self.sparsity, dict): ax.plot(*self._wanted(self.sparsity, self.start), c='#bdbdbd', lw=4, zorder=0, label='schedule')
+    ax.plot(*zip(*self.history), c='k', ls='--', label='all')
     ax.set(xlabel='position in the training', ylabel=f'sparsity ({self.granularity})', ylim=(-.02,1.02))
     ax.spines[['top','right']].set_visible(False)
     if len(groups)<=12: ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .criteria import *
+from .memory import *
 from .granularity import *
 from .graph import *
 
@@ -43,6 +44,8 @@ def matching(
 # %% ../nbs/03b_units.ipynb #855d187a
 def is_attention(m): return isinstance(m, nn.MultiheadAttention) or all(hasattr(m, a) for a in ('num_heads','qkv','proj'))
 
+_by_choice = 'not among `layers`','excluded'
+
 def _unsuited(granularity, m):
     if granularity.name=='head': return '' if is_attention(m) else f"a {type(m).__name__} has no unit 'head'"
     return granularity.unsuited(m)
@@ -60,8 +63,8 @@ def select_layers(
     usual = {n:m for n,m in found.items() if not isinstance(m, nn.Embedding)}
     if not (found if layers is not None else usual): raise ValueError(f'{type(model).__name__} has no convolution or Linear layer: there is nothing to sparsify')
     chosen = list(usual) if layers is None else matching(found, layers)
-    left = {n:'an Embedding, not named in `layers`' if isinstance(found[n], nn.Embedding) and layers is None else 'not among `layers`' for n in found if n not in chosen}
-    left.update({n:'excluded' for n in ([] if exclude is None else matching(found, exclude, 'exclude'))})
+    left = {n:'an Embedding, not named in `layers`' if isinstance(found[n], nn.Embedding) and layers is None else _by_choice[0] for n in found if n not in chosen}
+    left.update({n:_by_choice[1] for n in ([] if exclude is None else matching(found, exclude, 'exclude'))})
     left.update({n:'its weight is computed from others' for n in chosen if isinstance(found[n], _prunable) and 'weight' not in found[n]._parameters})
     unsuited = {n:why for n in chosen if n not in left and (why := _unsuited(granularity, found[n]))}
     named = layers if isinstance(layers, (list,tuple,set)) else [layers]
@@ -237,8 +240,9 @@ def coupled_units(
         todo = {n:u for n,u in todo.items() if n not in members}
         tied = {p:(dim,u) for p,(dim,u) in bound.items() if torch.isin(u, units).any()}
         weights = [param_name(n, 'weight') for n in members]
-        reasons = [r for us,r in graph.pins if torch.isin(us, units).any()] + [f'tied to {p!r}, which stays dense' for p in tied
-            if p not in weights and p.endswith('weight') and params[p].ndim>1]
+        foreign = [p for p in tied if p not in weights and p.endswith('weight') and params[p].ndim>1]
+        if kind=='inputs': foreign = [p for p in foreign if left.get(owner_of(p)) in _by_choice] # others read it no more, too
+        reasons = [r for us,r in graph.pins if torch.isin(us, units).any()] + [f'tied to {p!r}, which stays dense' for p in foreign]
         if reasons: left.update({n:reasons[0] for n in members})
         else: groups.append(_coupled_group(kind, members, weights, tied, units, params, [why for us,why in getattr(graph, "joins", ()) if torch.isin(us, units).any()]))
     return groups
