@@ -1,6 +1,5 @@
 "Zeros that were asked for and zeros that are there, side by side with fasterai 0.4.1, and what condensing makes of them. Writes results/engine.csv."
 import contextlib, io, platform, sys
-from functools import partial
 from pathlib import Path
 
 import fasterai, pandas as pd, torch, torchvision
@@ -27,7 +26,9 @@ def fit(learn, n, *cbs, lr=1e-2, **kwargs):
     with learn.no_bar(), learn.no_logging(): quiet(learn.fit_one_cycle, n, lr, cbs=list(cbs), **kwargs)
     return learn
 
-def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+
 def cnn():
     def block(i, o): return nn.Conv2d(i, o, 3, padding=1, bias=False),nn.BatchNorm2d(o),nn.ReLU()
     return nn.Sequential(*block(1, 32), *block(32, 64), nn.MaxPool2d(2), *block(64, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
@@ -75,8 +76,10 @@ def fits():
         def after_batch(self):
             if self.training: self.least = min(self.least, n_zero(self.model))
     a,b,seen = learner(mlp, 0),learner(mlp, 0),[Lowest(),Lowest()]
-    fasterai_fit(a, 3, .5); fit(b, 3, SparsifyCallback(.5))
-    fit(a, 3, FasteraiCallback(.9, 'weight', schedule=fasterai_one_cycle, **peer), seen[0]); fit(b, 3, SparsifyCallback(.9), seen[1])
+    fasterai_fit(a, 3, .5)
+    fit(b, 3, SparsifyCallback(.5))
+    fit(a, 3, FasteraiCallback(.9, 'weight', schedule=fasterai_one_cycle, **peer), seen[0])
+    fit(b, 3, SparsifyCallback(.9), seen[1])
     yield dict(study='fewest zeros in a second fit, from 50 to 90 %', wanted=round(.5*n_weights(b.model)), fasterai=seen[0].least, fasterprune=seen[1].least)
 
 def filters(seeds):
@@ -92,8 +95,10 @@ def filters(seeds):
             alive = [m for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d)]
             regrown = sum(int(((conv.weight==0).flatten(1).all(1) & (bn.bias!=0)).sum()) for conv,bn in zip(convs, alive))
             small = Condenser(learn.model, learn.dls.one_batch()[0][:2]).condense()
-            yield dict(study='half of the filters, digits', network=name, seed=seed, accuracy=learn.validate()[1], dead=sum(map(n_dead, convs)), wanted=80 if name!='dense' else 0,
-                dead_with_shift=regrown, widths=' '.join(str(len(m.weight)-n_dead(m)) for m in convs), params=small.report.params_after, share=small.report.params_after/small.report.params_before)
+            r = small.report
+            yield dict(study='half of the filters, digits', network=name, seed=seed, accuracy=learn.validate()[1], wanted=0 if name=='dense' else 80,
+                dead=sum(map(n_dead, convs)), dead_with_shift=regrown, widths=' '.join(str(len(m.weight)-n_dead(m)) for m in convs),
+                params=r.params_after, share=r.params_after/r.params_before)
 
 def coupled(names):
     "Half of the coupled filters of torchvision's networks, then condensed."
@@ -105,13 +110,15 @@ def coupled(names):
             sp = Sparsifier(model, 'filter', context, sample=x)
             sp.sparsify(.5)
             r = Condenser(model, x).condense().report
-            yield dict(study='half of the coupled filters', network=name, context=context, wanted=round(.5*sp.n), dead=round(sp.sparsity()*sp.n), params=r.params_after,
-                share=r.params_after/r.params_before, macs_share=r.macs_after/r.macs_before, max_error=r.max_error, left_dense=len([w for w in sp.left_dense.values() if 'no unit' not in w]))
+            left = [w for w in sp.left_dense.values() if 'no unit' not in w]
+            yield dict(study='half of the coupled filters', network=name, context=context, wanted=round(.5*sp.n), dead=round(sp.sparsity()*sp.n),
+                params=r.params_after, share=r.params_after/r.params_before, macs_share=r.macs_after/r.macs_before, max_error=r.max_error, left_dense=len(left))
 
 if __name__=='__main__':
     torch.set_num_threads(1)
     networks = ['resnet18'] if quick else ['resnet18','resnet50','mobilenet_v2','densenet121','efficientnet_b0']
     tables = [pd.DataFrame(counts()), pd.DataFrame(fits()), pd.DataFrame(filters(range(1 if quick else 5))), pd.DataFrame(coupled(networks))]
     for t in tables: print(t.to_string(index=False), end='\n\n')
-    versions = dict(fasterprune=fasterprune.__version__, fasterai=fasterai.__version__, torch=torch.__version__, python=platform.python_version(), machine=f'{platform.machine()}, one thread')
-    if not quick: pd.concat(tables).assign(**{f'version_{k}' if k!='machine' else k:v for k,v in versions.items()}).to_csv(root/'results'/'engine.csv', index=False)
+    versions = dict(fasterprune_version=fasterprune.__version__, fasterai_version=fasterai.__version__, torch_version=torch.__version__,
+        python_version=platform.python_version(), machine=f'{platform.machine()}, one thread')
+    if not quick: pd.concat(tables).assign(**versions).to_csv(root/'results'/'engine.csv', index=False)
