@@ -37,6 +37,8 @@ class MaskCallback(Callback):
     ):
         if not (isinstance(every, int) and every>=1): raise ValueError(f'every={every!r}: it counts batches, 1 or more')
         self.sparsity,self.schedule,self.every = check_sparsity(sparsity),get_schedule(schedule),every
+        for name,at in (('start_epoch',start_epoch), ('end_epoch',end_epoch)):
+            if not isinstance(at, (int,float)) or isinstance(at, bool): raise ValueError(f'{name}={at!r}: it is an epoch, or as a float a fraction of the training')
         self.start_epoch,self.end_epoch = start_epoch,end_epoch
 
     def begin(self):
@@ -53,7 +55,13 @@ class MaskCallback(Callback):
         return 0. if pos<start else self.schedule(1. if pos>=end else (pos-start)/(end-start))
 
     def before_epoch(self): self.trained = False
-    def before_train(self): self.trained = True
+    def before_train(self):
+        "Check what can be checked before anything is trained; `before_fit` is no place for it, as `validate` has one, too."
+        self.trained = True
+        if not self.begins: return
+        self.check_schedule()
+        self.check()
+
     def after_backward(self): self.sparsifier.apply_grad()
     def after_step(self): self.sparsifier.apply()
 
@@ -64,15 +72,19 @@ def before_fit(self:MaskCallback):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     if not self.run: return
     self.begins,self.trained = True,False
+    if hasattr(self.learn, 'recorder'):
+        names,column = self.recorder.metric_names,type(self).column
+        options = [column, f'{column}_{self._kind()}', *[f'{column}_{self._kind()}_{i}' for i in range(2, len(names)+2)]]
+        self.column = next(o for o in options if o not in names)
+        names.insert(len(names)-self.recorder.add_time, self.column)
+
+@patch
+def check_schedule(self:MaskCallback):
+    "A `ValueError` if the schedule does not fit into the training, or gives no fractions."
     for pos in np.linspace(0, 1, 11): self.schedule(float(pos))
     start,end = (_position(at, self.n_epoch) for at in (self.start_epoch,self.end_epoch))
     if not 0 <= start < end <= 1: raise ValueError(f'the schedule goes from {self.start_epoch!r} to {self.end_epoch!r}, which is {start:g} to {end:g} of {self.n_epoch} '
         'epochs: it has to begin before it ends, within the training; whole numbers are epochs, floats are fractions of the training')
-    self.check()
-    if hasattr(self.learn, 'recorder'):
-        names,self.column = self.recorder.metric_names,type(self).column
-        if self.column in names: self.column = f'{self.column}_{self._kind()}'
-        names.insert(len(names)-self.recorder.add_time, self.column)
 
 @patch
 def _kind(self:MaskCallback): return getattr(self, 'granularity', len(self.recorder.metric_names))
@@ -188,8 +200,12 @@ class SparsifyCallback(MaskCallback):
         super().before_batch()
         self.sparsifier.memory.watch()
 
-    def after_pred(self): self.sparsifier.memory.unwatch()
     def before_step(self): self.sparsifier.observe_gradients()
+    def after_cancel_batch(self):
+        if self.sparsifier is not None: self.sparsifier.memory.unwatch()
+    def _sparsify(self, fraction):
+        if self.sparsifier.memory.informed or fraction==1: super()._sparsify(fraction)
+
     def after_fit(self):
         "Keep the zeros if the weights have been replaced, and nothing else."
         if self.begins: return
@@ -199,16 +215,19 @@ class SparsifyCallback(MaskCallback):
 # %% ../nbs/04a_callback.ipynb #8dc0f5a3
 @patch
 def _claims(self:SparsifyCallback):
-    "Names of the layers to sparsify."
+    "The weights to sparsify, by layer: layers may share them, and heads are made of those of several."
     selected = select_layers(self.model, self.granularity, self.layers, self.exclude)[0]
-    return matching(selected, list(self.sparsity), 'sparsity for') if isinstance(self.sparsity, dict) else list(selected)
+    names = matching(selected, list(self.sparsity), 'sparsity for') if isinstance(self.sparsity, dict) else list(selected)
+    return {n:[p for p in selected[n].parameters() if p.ndim>1] for n in names}
 
 @patch
 def check(self:SparsifyCallback):
     "A `ValueError` if no layer has such units, or another callback zeroes them, too."
     mine = self._claims()
     for cb in self.learn.cbs:
-        both = isinstance(cb, SparsifyCallback) and cb is not self and [n for n in mine if n in cb._claims()]
+        theirs = cb._claims() if isinstance(cb, SparsifyCallback) and cb is not self else {}
+        taken = {id(p) for ps in theirs.values() for p in ps}
+        both = [n for n,ps in mine.items() if any(id(p) in taken for p in ps)]
         if both: raise ValueError(f'layer {both[0]!r} is claimed by two callbacks: one wants a sparsity of {self.sparsity} by {str(self.granularity)!r}, the other '
             f'{cb.sparsity} by {str(cb.granularity)!r}; give them different `layers`, or exclude it from one of them')
 
@@ -263,4 +282,6 @@ class KeepZeros(Callback):
     def after_step(self):
         if self.params: torch._foreach_mul_(list(self.params.values()), [self.masks[n] for n in self.params])
 
-    def after_fit(self): self.masks,self.params = None,{}
+    def after_fit(self):
+        if self.masks is not None: self.after_step() # a step may have been cut short, or the weights replaced
+        self.masks,self.params = None,{}

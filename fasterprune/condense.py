@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .capture import *
 from .graph import *
+from .rules import *
 from .verify import *
 
 # %% ../nbs/05_condense.ipynb #886bc581
@@ -31,6 +32,11 @@ class Plan:
 
 # %% ../nbs/05_condense.ipynb #fe32d6ef
 def _emits(read): return read.const.nan_to_num() != 0
+
+def _missing(graph, name, dim, units, keep):
+    "Those of `units` that the parameter `name` has to keep: it must not be empty."
+    least = 2 if dim==1 and graph.layers.get(name, 1)>1 else 1
+    return units[~keep[units]][:max(0, min(len(units), least)-int(keep[units].sum()))]
 
 def make_plan(
     graph:Graph,   # the analyzed network
@@ -46,14 +52,21 @@ def make_plan(
             if (r.padded or r.bias is None) and (heard & ~keep[r.cols]).any() and not (keep[r.cols] & _emits(r)).any():
                 carrier = r.cols[torch.where(heard, r.const.abs(), 0).argmax()]
                 keep[carrier] = carriers[carrier] = True
-        for units in graph.bound.values():
-            if not keep[units].any(): keep[units[0]] = lonely[units[0]] = True
+        if count==keep.sum():   # lonely ones one by one, from the output backwards, for a carrier may do as well
+            stay = next((s for key,units in reversed(graph.bound.items()) if len(s := _missing(graph, *key, units, keep))), [])
+            keep[stay] = lonely[stay] = True
     return Plan(keep, carriers, lonely)
 
 # %% ../nbs/05_condense.ipynb #721b51ae
+def _conv_sizes(m):
+    first,second = m.weight.shape[:2]
+    if m.transposed: return dict(in_channels=first, out_channels=second*m.groups)
+    groups = max(1, first*m.groups//m.out_channels) if m.groups==m.in_channels>1 else m.groups # depthwise: one for each channel
+    return dict(out_channels=first, in_channels=second*groups, groups=groups)
+
 _sizes = {
     nn.Linear: lambda m: dict(in_features=m.weight.shape[1], out_features=m.weight.shape[0]),
-    nn.modules.conv._ConvNd: lambda m: dict(zip(('out_channels','in_channels')[::-1 if m.transposed else 1], (len(m.weight), m.weight.shape[1]*m.groups))),
+    nn.modules.conv._ConvNd: _conv_sizes,
     nn.modules.batchnorm._BatchNorm: lambda m: {} if m.running_mean is None else dict(num_features=len(m.running_mean))}
 
 def put_tensors(
@@ -285,15 +298,19 @@ def tolerance(self:Condenser):
 @patch
 def _candidates(self:Condenser):
     "Sets of units that may go together: those of each layer, and the inputs."
-    sets = {name:units for (name,dim),units in self.graph.bound.items() if dim==0 and name in {r.weight for r in self.graph.reads}}
-    if self.inputs: sets['inputs'] = torch.cat([torch.zeros(0).long()] + [u.flatten() for u in self.graph.inputs if u is not None]).unique()
+    sets = {name:self.graph.bound[name,0] for name in self.graph.layers}
+    if self.inputs: sets['inputs'] = self._input_units()
     return [(n,u) for n,u in sets.items() if not self.graph.needed[u].all()]
+
+@patch
+def _input_units(self:Condenser): return torch.cat([torch.zeros(0).long()] + [u.flatten() for u in self.graph.inputs if u is not None]).unique()
 
 @patch
 def _try(self:Condenser, candidates):
     "An edited copy in which only units of `candidates` are removed."
     allowed = torch.zeros(self.graph.n_units, dtype=torch.bool)
     for _,units in candidates: allowed[units] = True
+    if not self.inputs: allowed[self._input_units()] = False # nor what is tied to them
     plan,model = make_plan(self.graph, allowed),deepcopy(self.model)
     apply_plan(model, self.graph, plan)
     return model,InputSelector([_selection(u, plan.keep) for u in self.graph.inputs]),plan
@@ -315,27 +332,30 @@ def _bisect(self:Condenser, accepted, candidates, spared):
 @patch
 def _report(self:Condenser, model, inputs, plan, error, spared):
     "Compare the network with its copy."
+    params = dict(self.model.named_parameters(remove_duplicate=False))
     shapes = [{k:v.shape for k,v in m.named_parameters(remove_duplicate=False)} for m in (self.model, model)]
     def size(i, name): return sum(s.numel() for k,s in shapes[i].items() if k.rpartition('.')[0]==name)
     layers,kept = [],[]
-    for r in {r.weight:r for r in self.graph.reads}.values():
-        (o0,i0),(o1,i1) = [s[r.weight][:2] for s in shapes]
-        layers.append(dict(layer=r.layer, type=type(self.model.get_submodule(r.layer)).__name__, inputs_before=i0, inputs_after=i1,
-            outputs_before=o0, outputs_after=o1, params_before=size(0, r.layer), params_after=size(1, r.layer)))
-        dead = r.rows[~r.linked.any(1) & plan.keep[r.rows]]
-        kept += [dict(layer=r.layer or 'the model', units=n, reason=why) for why,n in self._why(dead, plan, spared).items()]
-    kept += self._opaque_layers({r.layer for r in self.graph.reads})
-    units = [u.flatten() for u in self.graph.inputs if u is not None]
-    spare = torch.cat([torch.zeros(0).long(), *units])
+    for weight in self.graph.layers:
+        name,rows = weight.rpartition('.')[0],self.graph.bound[weight,0]
+        old,new = [m.get_submodule(name) for m in (self.model, model)]
+        (o0,i0),(o1,i1) = [(s[weight][0], s[weight][1]*getattr(m, 'groups', 1)) for s,m in zip(shapes, (old, new))]
+        layers.append(dict(layer=name, type=type(old).__name__, inputs_before=i0, inputs_after=i1,
+            outputs_before=o0, outputs_after=o1, params_before=size(0, name), params_after=size(1, name)))
+        dead = rows[(params[weight].detach()==0).flatten(1).all(1).cpu() & plan.keep[rows]]
+        kept += [dict(layer=name or 'the model', units=n, reason=why) for why,n in self._why(dead, plan, spared).items()]
+    kept += self._opaque_layers({weight.rpartition('.')[0] for weight in self.graph.layers})
+    spare = self._input_units()
     spare = spare[~self.graph.needed[spare] & plan.keep[spare]]
     if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, plan, spared).items()]
     small = as_tuple(inputs(*self.sample))
     n_in = [sum(x[:1].numel() if x.ndim else 1 for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
     return CondenseReport(n_params(self.model), n_params(model), n_macs(self.model, self.sample), n_macs(model, small), *n_in, error, layers, kept)
 
+# %% ../nbs/05_condense.ipynb #f47ce309
 @patch
 def _opaque_layers(self:Condenser, known):
-    "Dead outputs of layers that the analysis does not follow, such as grouped convolutions."
+    "Dead outputs of layers that the analysis does not follow, such as transposed convolutions."
     found = []
     for n,m in self.model.named_modules():
         if n in known or not isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)): continue
@@ -352,7 +372,8 @@ def _why(self:Condenser, dead, plan, spared):
     whole = torch.cat([torch.zeros(0).long()] + [u for _,u in spared])
     cases = [(r, torch.isin(dead, units)) for units,r in self.graph.pins] + [
         ('carries the constants of dead channels over a padded border', plan.carriers[dead]), ('the last unit of its layer', plan.lonely[dead]),
-        ('removing units of this layer changed the output', torch.isin(dead, whole)), ('tied to a unit that is needed', self.graph.needed[dead]),
+        ('removing units of this layer changed the output', torch.isin(dead, whole)), *[(r, torch.isin(dead, units)) for units,r in self.graph.borders],
+        ('tied to a unit that is needed', self.graph.needed[dead]),
         ('may not be removed', torch.ones_like(dead, dtype=torch.bool))]
     reasons,left = {},torch.ones_like(dead, dtype=torch.bool)
     for why,case in cases:

@@ -46,7 +46,8 @@ def start_count(
 ) -> float: # units
     "How many of `n` units were dead at first, if `dead` are after `fraction` of the way."
     if dead==round(sparsity*fraction*n): return 0
-    return dead if fraction==1 else max(0, (dead-sparsity*fraction*n)/(1-fraction))
+    if fraction==1 or dead>round(sparsity*n): return dead # it began beyond the target
+    return min(max(0, (dead-sparsity*fraction*n)/(1-fraction)), sparsity*n) # a count is rounded: what it tells has its limits
 
 # %% ../nbs/03c_contexts.ipynb #78ed66e6
 def add_up(
@@ -84,6 +85,7 @@ def erk(
 ) -> list: # pairs of groups that compete and their sparsity
     "Each group for itself, the denser the fewer weights it has (Erdos-Renyi-Kernel)."
     n,density = [g.n for g in groups],[sum(map(sum, g.shapes))/sum(map(math.prod, g.shapes)) for g in groups]
+    if round(sparsity*sum(n)) > sum(most): return [(groups,sparsity)] # more than may go: `make_pools` says so
     full,left = set(),(1-sparsity)*sum(n)
     while True: # layers that would be more than whole are whole, and the others share what is left
         scale = (left-sum(n[i] for i in full)) / max(sum(n[i]*density[i] for i in range(len(n)) if i not in full), 1e-300)

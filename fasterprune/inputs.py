@@ -52,7 +52,7 @@ class InputPruner:
         granularity='auto'      # 'feature': Linear layers read the input; 'channel': convolutions do; 'auto': whichever it is
     ):
         self.model,self.criterion = model,get_criterion(criterion)
-        self.params,self.scales,self.handles = dict(model.named_parameters(remove_duplicate=False)),{},[]
+        self.params,self.scales,self.unwatch = dict(model.named_parameters(remove_duplicate=False)),{},noop
         graph = Graph(model, sample)
         if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are tensors')
         self.shapes = [tuple(u.shape) for u in graph.inputs]
@@ -106,9 +106,12 @@ def _mask(self:InputPruner, weight):
 
 @patch
 @torch.no_grad()
-def apply(self:InputPruner):
+def apply(self:InputPruner,
+    model:nn.Module=None # a copy of the model, such as a moving average of it; `None`: the model itself
+):
     "Zero what reads dead features."
-    for w in self.cols: self.params[w].mul_(self._mask(w))
+    params = self.params if model is None else dict(model.named_parameters(remove_duplicate=False))
+    for w in self.cols: params[w].mul_(self._mask(w))
 
 @patch
 @torch.no_grad()
@@ -118,24 +121,16 @@ def apply_grad(self:InputPruner):
         if self.params[w].grad is not None: self.params[w].grad.mul_(self._mask(w))
 
 # %% ../nbs/06_inputs.ipynb #1db071c0
-def _report_to(scale, module, xs):
-    "A hook that gives what a layer gets to `scale`, as rows and columns: a column for each channel of a convolution."
+def _report_to(scales, name, module, xs):
+    "Give what a layer gets to its `RunningScale`, as rows and columns: a column for each channel of a convolution."
     x = xs[0].detach()
-    scale.update((x if isinstance(module, nn.Linear) else x.movedim(1, -1)).flatten(0, -2))
+    scales.setdefault(name, RunningScale()).update((x if isinstance(module, nn.Linear) else x.movedim(1, -1)).flatten(0, -2))
 
 @patch
 def watch(self:InputPruner):
-    "Measure what the layers that read the inputs get, until `unwatch`."
+    "Measure what the layers that read the inputs get in the next pass of the model."
     self.unwatch()
-    for w,r in self.readers.items():
-        hook = partial(_report_to, self.scales.setdefault(w, RunningScale()))
-        hook.observes = True # not to be captured
-        self.handles.append(self.model.get_submodule(r.layer).register_forward_pre_hook(hook))
-
-@patch
-def unwatch(self:InputPruner):
-    "Measure no more."
-    while self.handles: self.handles.pop().remove()
+    self.unwatch = watch_pass(self.model, {w:self.model.get_submodule(r.layer) for w,r in self.readers.items()}, partial(_report_to, self.scales))
 
 @patch
 def observe(self:InputPruner,
@@ -240,19 +235,17 @@ class InputPruneCallback(MaskCallback):
         pruner.n_dead(self.sparsity)
         return pruner
 
-    def before_fit(self):
-        self._unwatch()
-        super().before_fit()
-
     def before_batch(self):
         "Begin at the first batch of a fit; measure what the first layers get."
         super().before_batch()
         self.sparsifier.watch()
 
-    def after_pred(self): self._unwatch()
+    def after_cancel_batch(self): self._unwatch()
     def after_fit(self): self._unwatch()
     def _unwatch(self):
         if self.sparsifier is not None: self.sparsifier.unwatch()
+
+
 
 # %% ../nbs/06_inputs.ipynb #b198613c
 @patch

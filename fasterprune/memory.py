@@ -6,13 +6,12 @@
 __all__ = ['RunningMean', 'input_axes', 'mean_square', 'owner_of', 'Memory']
 
 # %% ../nbs/01a_memory.ipynb #122f8835
-from functools import partial
-
 import torch
-from fastcore.basics import patch
+from fastcore.all import noop,patch
 from torch import Tensor, nn
 
 from .criteria import *
+from .capture import *
 
 # %% ../nbs/01a_memory.ipynb #8a69b261
 class RunningMean:
@@ -57,7 +56,7 @@ class Memory:
         if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: what can be had is initial, previous, gradient, input_norm, norm_scale')
         self.needs,self.params = set(needs),{n:model.get_parameter(n) for n in names}
         self.layers = {n:model.get_submodule(owner_of(n)) for n in names}
-        self.handles,self.norms,self.weights = [],{},{}
+        self.model,self.unwatch,self.norms,self.weights = model,noop,{},{}
         self.units = {} # running mean of the score of each unit, by group, for criteria that read gradients
         if 'input_norm' in needs:
             for n,m in self.layers.items():
@@ -71,6 +70,11 @@ class Memory:
         for n,p in self.params.items():
             if 'previous' in self.needs or ('initial' in self.needs and n not in self.weights): self.weights[n] = p.detach().clone()
 
+    @property
+    def informed(self) -> bool: # before the first batch it may not be
+        "Is there what has to be measured?"
+        return ('input_norm' not in self.needs or bool(self.norms)) and ('gradient' not in self.needs or bool(self.units))
+
     def forget(self):
         "Give back all that is kept."
         self.unwatch()
@@ -79,20 +83,13 @@ class Memory:
 # %% ../nbs/01a_memory.ipynb #56ffee72
 @patch
 def watch(self:Memory):
-    "Measure what the layers read, until `unwatch`; does nothing if that is not needed."
-    if 'input_norm' not in self.needs or self.handles: return
-    for n,m in self.layers.items():
-        hook = partial(self._measure, n)
-        hook.observes = True # not to be captured
-        self.handles.append(m.register_forward_pre_hook(hook))
+    "Measure what the layers read in the next pass of the model; does nothing if that is not needed."
+    if 'input_norm' not in self.needs: return
+    self.unwatch()
+    self.unwatch = watch_pass(self.model, self.layers, self._measure)
 
 @patch
 def _measure(self:Memory, name, layer, xs): self.norms.setdefault(name, RunningMean()).update(mean_square(layer, xs[0]))
-
-@patch
-def unwatch(self:Memory):
-    "Measure no more."
-    while self.handles: self.handles.pop().remove()
 
 # %% ../nbs/01a_memory.ipynb #54474328
 @patch
@@ -107,6 +104,7 @@ def context(self:Memory,
         if name not in self.weights: raise missing('weights of before', 'they have been forgotten: make a new Sparsifier')
         known[need] = self.weights[name].to(p)
     if 'gradient' in self.needs:
+        if not p.requires_grad: raise missing('gradients', 'it is frozen (requires_grad is False): leave it out, or unfreeze it')
         if p.grad is None: raise missing('gradients', 'there are none: call loss.backward() before')
         known['gradient'] = p.grad
     if 'input_norm' in self.needs:

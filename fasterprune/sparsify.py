@@ -43,15 +43,27 @@ class Sparsifier:
         if round_to>1 and not self.granularity.structured: raise ValueError(f'round_to={round_to} is for units such as filters, not for single weights')
         self.groups,self.left_dense = find_groups(model, self.granularity, layers, exclude, coupled, sample)
         self.params = dict(model.named_parameters(remove_duplicate=False))
+        if 'input_norm' in needs_of(self.criterion): self._leave_unmeasured()
         names = [s.param for g in self.groups for s in g.weights]
         for n in names:
             if not (p := self.params[n].detach()).sum(dtype=torch.float32).isfinite() and (bad := int((~p.isfinite()).sum())):
                 raise ValueError(f'layer {owner_of(n)!r}: {bad} of {p.numel()} weights are not finite: load a sound checkpoint, or leave the layer out')
         self.memory = Memory(needs_of(self.criterion), model, names)
         for g in self.groups:
+            p = self.params[g.weights[0].param]
+            if 'norm_scale' in self.memory.needs and self._norm_scale(g) is None: self.memory.context(g.weights[0].param) # says what is missing
+            if 'gradient' in self.memory.needs and not p.requires_grad: self.memory.context(g.weights[0].param)
+        self.asked = {} # what was last asked of groups that compete
+        for g in self.groups:
             alive = self._find_alive(g)
             g.start = self._set(g, alive if alive.any() else ~alive)
         self._mask()
+
+    def _leave_unmeasured(self):
+        "Leave dense what `nn.MultiheadAttention` uses the weight of without calling it: its input can't be measured."
+        silent = {f'{n}.out_proj'.lstrip('.') for n,m in self.model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+        self.left_dense.update({n:'its input cannot be measured' for g in self.groups for n in g.layers if n in silent})
+        self.groups = Groups(g for g in self.groups if not silent & set(g.layers))
 
     @property
     def n(self) -> int: return sum(g.n for g in self.groups)
@@ -180,7 +192,9 @@ def sparsify(self:Sparsifier,
         k = dead_count(n, start, s, fraction)
         if k!=dead or self.round_to>1 and k: chosen.update(self._choose(groups, k))
     for g in self.groups:
-        if id(g) in chosen: self._set(g, ~chosen[id(g)])
+        if id(g) in chosen:
+            g.regrew |= bool((chosen[id(g)] < ~g.alive).any())
+            self._set(g, ~chosen[id(g)])
     if chosen or self.shared: self._mask()
     self.apply()
     if chosen: self.memory.refresh()
@@ -193,9 +207,10 @@ def _choose(self:Sparsifier, groups, k):
     for g,score in zip(groups, scores):
         if relative: score /= score[g.alive].abs().mean().clamp(min=1e-30)
         score[~g.alive] = -torch.inf
+        if g.regrew: score[~self._find_alive(g)] = -torch.inf # free, but still zero
         score[self._has_to_stay(g, score)] = torch.inf
     low = lowest(torch.cat(scores), k).split([g.n for g in groups])
-    if self.round_to>1: low = self._rounded(groups, scores, [int(l.sum()) for l in low])
+    if self.round_to>1: low = self._rounded(groups, scores, k, [int(l.sum()) for l in low])
     return {id(g):l for g,l in zip(groups, low)}
 
 # %% ../nbs/04_sparsify.ipynb #aabe01fe
@@ -210,16 +225,20 @@ def _has_to_stay(self:Sparsifier, group, score):
     return stay
 
 @patch
-def _rounded(self:Sparsifier, groups, scores, dead):
+def _rounded(self:Sparsifier, groups, scores, k, dead):
     "The lowest units of each group, so many that a multiple of `round_to` stays, or all."
     r = self.round_to
     left = [(g.n-d)/r for g,d in zip(groups, dead)]
     most = [g.n//r for g in groups]
-    whole = [g.n<=r or g.n-d==g.n for g,d in zip(groups, dead)]
+    whole = [g.n<=r or 2*(g.n-d) > g.n+g.n//r*r or not d for g,d in zip(groups, dead)]
     least = [0 if w else math.ceil(self.min_units/r) or 1 for w in whole]
     shares = [0 if w else max(l, lo) for w,l,lo in zip(whole, left, least)]
     counts = add_up(shares, max(round(sum(l for w,l in zip(whole, left) if not w)), sum(least)), most)
-    return [lowest(s, 0 if w else g.n - min(g.n, r*max(c, lo))) for g,s,w,c,lo in zip(groups, scores, whole, counts, least)]
+    gone = [0 if w else g.n - min(g.n, r*max(c, lo)) for g,w,c,lo in zip(groups, whole, counts, least)]
+    key = tuple(map(id, groups))
+    if k >= self.asked.get(key, 0): gone = [max(n, g.dead) for n,g in zip(gone, groups)] # what is dead comes back only where fewer are asked for
+    self.asked[key] = k
+    return [lowest(s, n) for s,n in zip(scores, gone)]
 
 @patch
 def resume(self:Sparsifier,

@@ -129,6 +129,7 @@ class Group:
     alive: Tensor=None # which units are not zero
     dead: int = 0      # how many units are zero
     start: float = 0   # how many units were zero at first
+    regrew: bool = False # have some been let go that were zero?
 
     @property
     def name(self): return '+'.join(n or 'the model' for n in self.layers)
@@ -189,6 +190,8 @@ def _heads(n, m):
         owner,_,attr = name.rpartition('.')
         p = getattr(m.get_submodule(owner), attr, None)
         if not isinstance(p, nn.Parameter): return
+        if p.shape[dim]%(lead*h): raise ValueError(f'layer {n!r}: the {p.shape[dim]} {"columns" if dim else "rows"} of {name!r} are not {lead} times {h} heads '
+            'of the same size; take another granularity, or leave it out of `layers`')
         shape = [*p.shape[:dim], *([lead] if lead>1 else []), h, p.shape[dim]//(lead*h), *p.shape[dim+1:]]
         at = dim + (lead>1)
         to.append(Slices(param_name(n, name), tuple(d for d in range(len(shape)) if d!=at), tuple(shape)))
@@ -230,7 +233,9 @@ def coupled_units(
     role = {'outputs':'makes', 'inputs':'reads'}[kind]
     bound = {p:(dim,units) for (p,dim),units in graph.bound.items() if graph.role[p,dim]==role}
     todo = {n:bound[param_name(n, 'weight')][1] for n in selected if param_name(n, 'weight') in bound}
-    left.update({n:'read by nothing that is analyzed' if kind=='outputs' else 'what it reads is not analyzed' for n in selected if n not in todo})
+    owners = {id(selected[n].weight):n for n in todo}
+    also = {n:owners[id(m.weight)] for n,m in selected.items() if n not in todo and id(m.weight) in owners} # they share a weight
+    left.update({n:'read by nothing that is analyzed' if kind=='outputs' else 'what it reads is not analyzed' for n in selected if n not in todo and n not in also})
     groups = Groups()
     while todo:
         members,units = [],next(iter(todo.values()))
@@ -244,7 +249,7 @@ def coupled_units(
         if kind=='inputs': foreign = [p for p in foreign if left.get(owner_of(p)) in _by_choice] # others read it no more, too
         reasons = [r for us,r in graph.pins if torch.isin(us, units).any()] + [f'tied to {p!r}, which stays dense' for p in foreign]
         if reasons: left.update({n:reasons[0] for n in members})
-        else: groups.append(_coupled_group(kind, members, weights, tied, units, params, [why for us,why in getattr(graph, "joins", ()) if torch.isin(us, units).any()]))
+        else: groups.append(_coupled_group(kind, members + [n for n,o in also.items() if o in members], weights, tied, units, params, [why for us,why in graph.joins if torch.isin(us, units).any()]))
     return groups
 
 def _coupled_group(kind, members, weights, tied, units, params, reasons):
@@ -271,7 +276,7 @@ def find_groups(
     params = dict(model.named_parameters(remove_duplicate=False))
     if any(kinds.values()) and coupled and sample is None: raise ValueError(f'granularity {granularity.name!r} with coupled=True has to see which units '
         'belong together: give a batch as `sample`, or coupled=False to take each layer by itself')
-    last = [n for n,m in model.named_modules() if isinstance(m, weighted)][-1]
+    last = next((n for n,m in reversed(list(model.named_modules())) if isinstance(m, weighted)), None)
     graph = Graph(model, sample) if any(kinds.values()) and coupled else None
     groups = Groups()
     for kind in ('','outputs','inputs'):

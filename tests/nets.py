@@ -43,9 +43,37 @@ class Sum(nn.Module):
         for o in outs: out = out + o
         return out
 
+class Cat(nn.Module):
+    "Branches side by side, and what came in beside them if `skip`."
+    def __init__(self, branches, skip):
+        super().__init__()
+        self.branches,self.skip = nn.ModuleList(branches),skip
+    def forward(self, x): return torch.cat([b(x) for b in self.branches] + [x]*self.skip, 1)
+
+class Gate(nn.Module):
+    "What came in, together by `op` with what `net` makes of `squeeze`: one number for each channel."
+    def __init__(self, op, squeeze, net):
+        super().__init__()
+        self.op,self.squeeze,self.net = op,squeeze,net
+    def forward(self, x): return self.op(x, self.net(self.squeeze(x)))
+
+class Do(nn.Module):
+    "The function `f` as a layer."
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def forward(self, x): return self.f(x)
+
+gates = (torch.mul, lambda x, g: g*x, torch.add, torch.sub, lambda x, g: g-x, lambda x, g: x/(g.abs()+.5), lambda x, g: x.sub(g, alpha=2))
+numbers = (lambda x: 1-x, lambda x: 2*x+1, lambda x: x/4-.5, lambda x: x**2, lambda x: x*0)
+def reductions(dim, keepdim=False):
+    "Functions that leave one number for each channel."
+    dims = tuple(range(2, dim+2))
+    return [lambda x, f=f: f(x, dims, keepdim=keepdim) for f in (torch.mean, torch.mean, torch.sum, torch.amax, torch.amin)]
+
 class Maker:
     "Draws networks from `rnd`, a `random.Random` or hypothesis' own."
-    def __init__(self, rnd, dim, sums=True): self.rnd,self.dim,self.sums = rnd,dim,sums
+    def __init__(self, rnd, dim, sums=True, more=False): self.rnd,self.dim,self.sums,self.more = rnd,dim,sums,more
     def flip(self, p=.5): return self.rnd.random() < p
     def act(self): return self.rnd.choice(activations)()
     def norm(self, n): return [norms[self.dim](n, affine=self.flip(.8))] if self.flip() else []
@@ -63,12 +91,43 @@ class Maker:
         kwargs = dict(padding=self.rnd.choice((0,1)), ceil_mode=self.flip()) | (dict(count_include_pad=self.flip()) if kind=='Avg' else {})
         return [pools[kind][self.dim](self.rnd.choice((2,3)), self.rnd.choice((1,2)), **kwargs)]
 
+    def cat(self, n):
+        "Branches beside each other, as in DenseNet or Inception."
+        outs,skip = [self.rnd.randint(1, 4) for _ in range(self.rnd.randint(1, 3))],self.flip()
+        return [Cat([nn.Sequential(*self.layer(n, o, same=True)) for o in outs], skip)],sum(outs) + n*skip
+
+    def grouped(self, n):
+        "A depthwise or grouped convolution."
+        groups = self.rnd.choice([g for g in range(1, n+1) if n%g==0 and g!=1] or [1])
+        o,k = groups*self.rnd.choice((1,1,2,3)),self.rnd.choice((1,2,3))
+        c = convs[self.dim](n, o, k, self.rnd.choice((1,1,2)), self.rnd.choice((0,1)), groups=groups, bias=self.flip(.7))
+        return [c, *self.norm(o), self.act()],o
+
+    def gate(self, n):
+        "Squeeze-and-excite and its like."
+        h,f = self.rnd.randint(1, 4),(convs[self.dim] if self.dim else nn.Linear)
+        def one(i, o): return f(i, o, *[1]*(self.dim>0), bias=self.flip(.8))
+        squeeze = self.rnd.choice(reductions(self.dim, True)) if self.dim else torch.tanh
+        return [Gate(self.rnd.choice(gates), squeeze, nn.Sequential(one(n, h), self.act(), one(h, n), self.act()))],n
+
+    def shuffle(self, n):
+        "The channels in another order."
+        g = self.rnd.choice([g for g in range(2, n) if n%g==0] or [0])
+        sizes = self.rnd.choice((lambda n: (g,-1), lambda n: (-1,g), lambda n: (g,n//g)))
+        return [Do(lambda x: x.unflatten(1, sizes(x.shape[1])).transpose(1, 2).flatten(1, 2))]*(g>0),n
+
+    def arithmetic(self, n): return [Do(self.rnd.choice(numbers))],n
+
     def body(self, n):
         "Some blocks that read `n` channels, and how many they give."
         blocks = []
-        for _ in range(self.rnd.randint(1, 3 if self.dim else 4)):
+        for _ in range(self.rnd.randint(1, 4)):
             o = self.rnd.randint(1, 6)
-            if self.sums and self.flip(.3):
+            if self.more and self.flip():
+                kinds = [self.cat, self.cat, self.gate, self.gate, self.shuffle, self.arithmetic] + [self.grouped]*4*(self.dim>0)
+                more,o = self.rnd.choice(kinds)(n)
+                blocks += more
+            elif self.sums and self.flip(.3):
                 skip = self.flip()
                 if skip: o = n
                 blocks.append(Sum([nn.Sequential(*self.layer(n, o, same=True)) for _ in range(self.rnd.randint(1 if skip else 2, 3))], skip))
@@ -86,7 +145,8 @@ class Maker:
             except RuntimeError: b = None # too small for the window
             if b is not None: net.append(b)
         if self.dim:
-            if self.flip(.7): net.append(pools[self.rnd.choice(('AdaptiveAvg','AdaptiveMax'))][self.dim](self.rnd.choice((1,2))))
+            if self.more and self.flip(.3): net.append(Do(self.rnd.choice(reductions(self.dim))))
+            elif self.flip(.7): net.append(pools[self.rnd.choice(('AdaptiveAvg','AdaptiveMax'))][self.dim](self.rnd.choice((1,2))))
             elif self.flip(.3): return net
             net.append(nn.Flatten())
         for _ in range(self.rnd.randint(0, 2)):
@@ -111,13 +171,13 @@ class Maker:
                 if m.bias is not None: m.bias[torch.rand(len(m.bias)) < self.rnd.choice((0,.5))] = 0
         return net
 
-def random_net(rnd, dim, sums=True):
+def random_net(rnd, dim, sums=True, more=False):
     "A network in float64 and a batch for it."
     torch.manual_seed(rnd.randrange(2**31))
     size = [rnd.randint(*((5,12) if dim<3 else (4,7))) for _ in range(dim)]
     x = torch.randn(2, rnd.randint(1, 5), *size, dtype=torch.float64)
     torch.set_default_dtype(torch.float64)
     try:
-        maker = Maker(rnd, dim, sums)
+        maker = Maker(rnd, dim, sums, more)
         return maker.zeros(maker.net(x)),x
     finally: torch.set_default_dtype(torch.float32)

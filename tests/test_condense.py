@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from fastcore.test import test_fail as fails
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.all import *
-from nets import gap, halve, perturb, random_net
+from nets import as_tuple, gap, halve, perturb, random_net
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)
@@ -27,17 +28,53 @@ def test_vgg16_bn_is_exact_at_two_resolutions_and_shrinks():
     before = c.report.to_frame().outputs_before.filter(like='features')
     assert (widths <= before//2 + 1).all(), 'more than one carrier stayed'
 
-@pytest.mark.long
-@pytest.mark.parametrize('name,size', [('vgg11_bn',32), ('vgg13_bn',32), ('vgg16_bn',32), ('vgg19_bn',32), ('vgg11',32), ('vgg16',32), ('alexnet',64),
-    ('resnet18',32), ('resnet50',32), ('squeezenet1_1',64), ('mobilenet_v2',32), ('densenet121',32), ('shufflenet_v2_x1_0',64), ('googlenet',64), ('vit_b_32',64)])
-def test_architecture_is_exact_in_double(name, size):
-    net = halve(perturb(arch(name, **(dict(image_size=64) if 'vit' in name else {})))).double().eval()
+def exact(name, size, prune):
+    "The network, pruned by `prune` and condensed by the analysis alone, has to be the same at other batch sizes and another resolution."
+    net = perturb(arch(name, **(dict(image_size=64) if 'vit' in name else {}))).double().eval()
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    prune(net, x)
     c = Condenser(net, x).condense(verify=False)
+    for s in (size, *([size+32] if 'vit' not in name else [])): assert gap(net, c, torch.randn(1, 3, s, s, dtype=torch.float64)) <= 1e-10
     assert gap(net, c, x) <= 1e-10
-    assert gap(net, c, torch.randn(1, 3, size, size, dtype=torch.float64)) <= 1e-10
-    if name[:3] in ('vgg','ale'): assert c.report.params_after < .75*c.report.params_before
-    if 'vit' not in name: assert gap(net, c, torch.randn(1, 3, size+32, size+32, dtype=torch.float64)) <= 1e-10
+    return c.report
+
+# fraction of the parameters that may be left where each filter is zero by chance in a half of all layers: ties keep what one of them needs
+halved = dict(mobilenet_v2=.38, mnasnet0_5=.43, densenet121=.30, mobilenet_v3_small=.71, squeezenet1_1=.36, shufflenet_v2_x1_0=.49)
+more_halved = dict(vgg11_bn=.75, vgg13_bn=.75, vgg16_bn=.75, vgg19_bn=.75, vgg11=.75, vgg16=.75, alexnet=.75, resnet18=.47, resnet50=.6, googlenet=.65,
+    efficientnet_b0=.70, inception_v3=.45, regnet_x_400mf=1, regnet_y_400mf=.93, resnext50_32x4d=.96, vit_b_32=1)
+large = {n:64 for n in ('alexnet','squeezenet1_1','shufflenet_v2_x1_0','googlenet','vit_b_32')} | dict(inception_v3=96)
+
+@pytest.mark.parametrize('name,share', [*halved.items(), *(pytest.param(*o, marks=pytest.mark.long) for o in more_halved.items())])
+def test_architecture_is_exact_in_double(name, share):
+    report = exact(name, large.get(name, 32), lambda net, x: halve(net))
+    assert report.params_after <= share*report.params_before
+
+# the same, where filters that belong together were pruned together; nothing dead may stay then
+coupled = dict(resnet18=.265, mobilenet_v2=.35, densenet121=.29, mobilenet_v3_small=.62, shufflenet_v2_x1_0=.52)
+more_coupled = dict(mnasnet1_0=.34, efficientnet_b0=.33, regnet_y_400mf=.28, resnext50_32x4d=.275, squeezenet1_1=.36, googlenet=.64, inception_v3=.37)
+
+@pytest.mark.parametrize('name,share', [*coupled.items(), *(pytest.param(*o, marks=pytest.mark.long) for o in more_coupled.items())])
+def test_filters_pruned_together_all_go(name, share):
+    report = exact(name, large.get(name, 32), lambda net, x: Sparsifier(net, 'filter', 'local', sample=x).sparsify(.5))
+    assert report.params_after <= share*report.params_before and report.kept==[]
+    convs = report.to_frame().query('type=="Conv2d"')
+    dense = [*convs.index[convs.outputs_after!=convs.outputs_before//2]]
+    if name!='shufflenet_v2_x1_0': assert dense==(['classifier.1'] if name=='squeezenet1_1' else []), 'more than the output was left dense'
+
+class Largest(TorchDispatchMode):
+    "How many elements the largest tensor has that is made inside the context."
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.n = max([self.n, *(o.untyped_storage().nbytes()//o.element_size() for o in as_tuple(out) if isinstance(o, torch.Tensor))])
+        return out
+
+def test_dense_connections_at_full_resolution_are_cheap(monkeypatch): # nothing is written out that is only expanded
+    net,x = arch('densenet121'),torch.randn(8, 3, 224, 224)
+    program = capture(net, x)
+    monkeypatch.setattr('fasterprune.graph.capture', lambda *args: program)
+    with Largest() as seen: Graph(net, x)
+    assert seen.n <= max(p.numel() for p in net.parameters()), f'{seen.n} elements in one tensor'
 
 def test_resnet18_is_exact():
     net = halve(perturb(arch('resnet18')))
@@ -48,9 +85,9 @@ def test_resnet18_is_exact():
 
 # ---- random networks
 
-def check(rnd, dim=None, sums=True):
+def check(rnd, dim=None, sums=True, more=False):
     "The analysis alone, without the net under it: exact at other batch sizes, and at another resolution if the network takes one."
-    net,x = random_net(rnd, rnd.randrange(4) if dim is None else dim, sums)
+    net,x = random_net(rnd, rnd.randrange(4) if dim is None else dim, sums, more)
     c = Condenser(net, x).condense(verify=False)
     assert gap(net, c, x) <= 1e-10
     assert gap(net, c, torch.randn(3, *x.shape[1:], dtype=x.dtype)) <= 1e-10
@@ -64,14 +101,19 @@ def check(rnd, dim=None, sums=True):
 def fuzz(n): return settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 rnds = st.integers(0, 2**48).map(random.Random)
 
-@fuzz(300)
+@fuzz(60)
 @given(rnds)
 def test_random_network_is_exact(rnd): check(rnd)
 
+@fuzz(150)
+@given(rnds)
+def test_random_network_of_many_kinds_of_blocks_is_exact(rnd): check(rnd, more=True)
+
 @pytest.mark.long
+@pytest.mark.parametrize('more', [False, True])
 @fuzz(1500)
 @given(rnds)
-def test_many_random_networks_are_exact(rnd): check(rnd)
+def test_many_random_networks_are_exact(more, rnd): check(rnd, more=more)
 
 def n_needed(net):
     "How many neurons of each hidden Linear layer of an MLP vary and are read, found out by trying: an independent count."
@@ -222,6 +264,7 @@ def one_bias(): # two weights, one bias
     m = flat3(lambda m, x: m.c(m.b(m.a(x).sigmoid()).relu() + m.b2(m.a2(x).sigmoid()).relu()), a2=nn.Linear(6, 8), b2=nn.Linear(8, 8))
     m.b2.bias = m.b.bias
     return m
+def own_bias(m, x): return m.b(m.a(x).sigmoid()) * m.b.bias.exp()[:2].sum()
 def written(m, x):
     y = m.b(m.a(x))
     y[:,1] = y[:,7]
@@ -265,12 +308,41 @@ flat_models = dict( # on vectors: what the analysis does not know, or could take
     scalar_inside=lambda: flat(lambda m, x: m.c((y:=m.a(x).relu())/(1+y.abs().sum()))),
     mean_over_the_batch=lambda: flat(lambda m, x: m.c((y:=m.a(x).relu()) - y.mean(0))),
     gated_halves=lambda: flat(lambda m, x: m.d(F.glu(m.a(x), -1)), d=nn.Linear(4, 2)),
+    bias_read_twice=lambda: Net(own_bias, a=nn.Linear(6, 8), b=nn.Linear(8, 2)),
+    concatenated_twice=lambda: flat(lambda m, x: m.d(torch.cat([y:=m.a(x), y.sigmoid(), y*0], 1)), d=nn.Linear(24, 2)),
+    concatenated_tokens=lambda: flat3(lambda m, x: m.d(torch.cat([m.a(x)[:,None], m.b(m.a(x)).relu()[:,None]], 1).flatten(1)), d=nn.Linear(16, 2)),
+    concatenated_batches=lambda: flat(lambda m, x: m.c(torch.cat([y:=m.a(x), y.sigmoid()]).relu())[:len(x)]),
+    concatenated_with_an_input=lambda: flat(lambda m, x: m.d(torch.cat([m.a(x).relu(), x], 1)), d=nn.Linear(14, 2)),
+    concatenated_with_a_constant=lambda: flat(lambda m, x: m.d(torch.cat([m.a(x).relu(), x.new_ones(len(x), 2)], 1)), d=nn.Linear(10, 2)),
+    numbers=lambda: flat3(lambda m, x: m.c(m.b((1-m.a(x))/3).sigmoid()**2 - .5)),
+    not_finite=lambda: flat3(lambda m, x: m.c(((m.b(m.a(x)).relu()*0)/0).nan_to_num())),
+    ratio=lambda: flat3(lambda m, x: m.c(m.a(x)/(1+m.b(x.new_ones(len(x), 8)).exp()))),
     prelu=lambda: flat(lambda m, x: m.c(m.p(m.a(x))), p=nn.PReLU(8)),
     checkpoint=lambda: flat(lambda m, x: m.c(torch.utils.checkpoint.checkpoint(m.a, x, use_reentrant=False).relu())),
     reads_a_literal_width=lambda: flat(lambda m, x: m.c(m.a(x).relu().view(-1, 8))))
+def grouped(o=8, groups=8): return deep(lambda m, x: m.c(m.b(m.g(h(m, x)).relu()).amax((2,3))), g=conv(8, o, groups=groups), b=conv(o, 8))
+def deep_cat(f, n, **parts): return Net(lambda m, x: m.c(m.d(f(m, x)).amax((2,3))), a=conv(3, 8), n=nn.BatchNorm2d(8), d=conv(n, 8), c=nn.Linear(8, 2), **parts)
+def shuffled(*sizes): return deep3(lambda m, x: m.c(m.b(h(m, x).unflatten(1, sizes).transpose(1, 2).flatten(1, 2)).amax((2,3))))
 deep_models = dict( # on images
-    grouped=lambda: deep3(lambda m, x: m.c(m.b(m.g(h(m, x)).relu()).amax((2,3))), g=conv(8, 8, groups=4)),
-    depthwise=lambda: deep3(lambda m, x: m.c(m.b(m.g(h(m, x)).relu()).amax((2,3))), g=conv(8, 8, groups=8)),
+    grouped=lambda: grouped(groups=4), depthwise=grouped, depthwise_with_several_outputs=lambda: grouped(o=16),
+    depthwise_by_a_number=lambda: deep3(lambda m, x: m.c(m.b(F.conv2d(h(m, x), m.w, groups=8)).amax((2,3))), w=P(8, 1, 3, 3)),
+    depthwise_on_the_input=lambda: deep3(lambda m, x: m.c(m.b(h(m, m.g(x))).amax((2,3))), g=conv(3, 3, groups=3)),
+    depthwise_twice=lambda: deep3(lambda m, x: m.c(m.b(m.g(m.g(h(m, x)).sigmoid()).relu()).amax((2,3))), g=conv(8, 8, groups=8)),
+    shuffled_groups=lambda: shuffled(2, -1), shuffled_parts=lambda: shuffled(-1, 2), shuffled_by_numbers=lambda: shuffled(2, 4),
+    viewed_shuffle=lambda: deep3(lambda m, x: m.c(m.b(h(m, x).view(len(x), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)).amax((2,3)))),
+    concatenated=lambda: deep_cat(lambda m, x: torch.cat([h(m, x), m.b(h(m, x)).sigmoid()], 1), 14, b=conv(8, 6)),
+    concatenated_to_the_image=lambda: deep_cat(lambda m, x: torch.cat([x, h(m, x), x.flip(1)], 1), 14),
+    image_beside_image=lambda: Net(lambda m, x: m.d(torch.cat([x, x.sigmoid()], 2).mean((2,3))*2 + torch.cat([x, x], 1).flatten(1)[:,:3]), d=nn.Linear(3, 2)),
+    concatenated_rows=lambda: deep3(lambda m, x: m.c(m.b(torch.cat([h(m, x), m.b(h(m, x))], 2)).amax((2,3)))),
+    concatenated_to_zeros=lambda: deep_cat(lambda m, x: torch.cat([y:=h(m, x), torch.zeros_like(y)], 1), 16),
+    channel_gate=lambda: deep3(lambda m, x: m.c(m.b(m.s(h(m, x).amax((2,3), keepdim=True)).sigmoid()*h(m, x)).mean((-1,-2))), s=nn.Conv2d(8, 8, 1)),
+    gate_of_a_vector=lambda: deep3(lambda m, x: m.c(m.b(h(m, x)*m.s(h(m, x).mean((2,3))).sigmoid()[:,:,None,None]).amin((2,3))), s=nn.Linear(8, 8)),
+    gate_expanded=lambda: deep3(lambda m, x: m.c(m.b((y:=h(m, x))*m.s(y.mean((2,3), True)).sigmoid().expand_as(y)).amin((2,3))), s=nn.Conv2d(8, 8, 1)),
+    spatial_gate=lambda: deep3(lambda m, x: m.c(m.b(h(m, x)*m.s(h(m, x)).sigmoid()).mean((2,3))), s=conv(8, 1)),
+    averaged_with_zeros=lambda: deep3(lambda m, x: m.c(m.p(F.avg_pool2d(m.e(x), 3, 1, 1).sigmoid()).amax((2,3))),
+        e=conv(3, 8, bias=False), p=nn.Conv2d(8, 8, 1)),
+    sums=lambda: deep3(lambda m, x: m.c(m.b(h(m, x)).sigmoid().sum((2,3)))),
+    sum_of_all=lambda: deep3(lambda m, x: m.c(m.b(h(m, x)).relu().amax((2,3))) + h(m, x).sum()),
     transposed=lambda: Net(lambda m, x: m.c(m.t(m.b(m.a(x)).relu()).amax((2,3))), a=conv(3, 8), b=conv(8, 8), t=nn.ConvTranspose2d(8, 5, 2), c=nn.Linear(5, 2)),
     softmax_over_channels=lambda: deep3(lambda m, x: m.c(m.b(h(m, x)).softmax(1).mean((2,3)))),
     pixel_shuffle=lambda: Net(lambda m, x: m.d(F.pixel_shuffle(h(m, x), 2)), a=conv(3, 8), n=nn.BatchNorm2d(8), d=conv(2, 2)),
@@ -307,11 +379,82 @@ def test_never_wrong_and_never_a_crash(name, share):
     assert zero==0 or c.report.kept, 'zero rows stayed, and the report does not say why'
 
 def test_known_models_are_right_without_verification(): # verification is a net, not a crutch
-    for name in ('tied_weights','tied_biases','truncated_to_integers','add_with_alpha','written_in_place','in_place_through_a_view'):
-        net,x = kill(flat_models[name]()),torch.randn(4, 6)
-        assert gap(net, Condenser(net, x).condense(verify=False), x) <= 1e-5, name
-    net,x = kill(deep_models['padded_and_not']()),torch.randn(4, 3, 8, 8)
-    assert gap(net, Condenser(net, x).condense(verify=False), x) <= 1e-5
+    for name in [*flat_models, *deep_models]:
+        if name in ('reads_a_literal_width','attention'): continue # a number in the code, which the operations do not show
+        net,x = kill({**flat_models, **deep_models}[name]()),torch.randn(4, 6) if name in flat_models else torch.randn(4, 3, 8, 8)
+        c = Condenser(net, x).condense(verify=False)
+        for b in (x, torch.randn(2, *x.shape[1:]), *([torch.randn(2, 3, 11, 11)] if name in deep_models else [])): assert gap(net, c, b) <= 1e-5, name
+
+def mobile(m=1, pad=1, bias=.5): # a depthwise convolution with `m` outputs for each input
+    net = perturb(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8*m, 3, padding=pad, groups=8), nn.BatchNorm2d(8*m), nn.ReLU(),
+        nn.Conv2d(8*m, 4, 1)))
+    with torch.no_grad():
+        for n in (0, 1, 4): net[n].bias.fill_(bias)
+        net[1].running_mean.zero_()
+    return net
+
+@pytest.mark.parametrize('m', [1, 3])
+def test_depthwise_convolution_shrinks_with_its_channels(m):
+    net,x = mobile(m),torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        net[3].weight[:3*m] = 0                      # zero kernels: the channels before them go, too
+        net[0].weight[5],net[1].bias[5],net[0].bias[5] = 0,0,0 # nothing comes in
+    c = Condenser(net, x).condense(verify=False)
+    assert (c.model[0].out_channels, c.model[3].groups, c.model[3].in_channels, c.model[3].out_channels, c.model[6].in_channels)==(4,4,4,4*m,4*m)
+    assert gap(net, c, x) <= 1e-5 and gap(net, c, torch.randn(1, 3, 11, 11)) <= 1e-5
+    row = c.report.to_frame().loc['3']
+    assert [*row[:5]]==['Conv2d',8,4,8*m,4*m] and c.report.removed=={'0':4, '3':4*m} and c.report.kept==[]
+
+@pytest.mark.parametrize('pad,bias,n', [(1,.5,8), (0,.5,5), (1,-.5,5), (1,0.,5)])
+def test_constant_at_the_border_of_a_depthwise_convolution_stays(pad, bias, n):
+    net,x = mobile(pad=pad, bias=bias),torch.randn(2, 3, 8, 8)
+    with torch.no_grad(): net[0].weight[:3] = 0
+    c = Condenser(net, x).condense(verify=False)
+    assert c.model[3].groups==n and gap(net, c, x) <= 1e-5
+    assert c.report.kept==([] if n==5 else [dict(layer='0', units=3, reason='its constant meets the zeros beyond the border in 3')])
+
+def test_groups_shrink_alike():
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for l,rows in ((net[0],[0,1,2,6,8]), (net[2],[0,4,5])): l.weight[rows],l.bias[rows] = 0,0
+    c = Condenser(net, x).condense(verify=False)
+    assert (c.model[0].out_channels, c.model[2].groups, c.model[2].in_channels, c.model[2].out_channels)==(8,2,8,6)
+    assert gap(net, c, x) <= 1e-5
+
+def test_gates_and_joins_are_told():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.n,self.d,self.s,self.b = conv(3, 8),nn.BatchNorm2d(8),conv(8, 8, groups=8),nn.Conv2d(8, 8, 1),conv(8, 8)
+        def forward(self, x):
+            x = self.d(self.n(self.a(x)))
+            x = x*self.s(x.mean((2,3), keepdim=True))
+            return x + self.b(x)
+    g = Graph(nn.Sequential(Block(), nn.Conv2d(8, 2, 1)), torch.randn(2, 3, 8, 8))
+    assert [why for _,why in g.joins]==['normed by 0.n', 'depthwise convolution 0.d', 'multiplied in 0', 'added in 0']
+    units = g.bound['0.a.weight',0]
+    assert all(torch.equal(u, units.unique()) for u,_ in g.joins) and all(torch.equal(g.bound[f'0.{n}.weight',0], units) for n in 'ndsb')
+
+@pytest.mark.parametrize('f', [lambda m, x: m.c(x + m.a(x)), lambda m, x: m.c(m.g(x))])
+def test_inputs_stay_if_asked_for_whatever_is_tied_to_them(f):
+    net,x = Net(f, a=conv(3, 3), g=conv(3, 3, groups=3), c=conv(3, 2)),torch.randn(2, 3, 8, 8)
+    with torch.no_grad(): net.c.weight[:,1],net.a.weight[:,1] = 0,0
+    assert Condenser(net, x).condense().inputs(x).shape[1]==2
+    c = Condenser(net, x, inputs=False).condense()
+    assert torch.equal(c.inputs(x), x) and gap(net, c, x) <= 1e-5
+
+@pytest.mark.parametrize('dim', [1, 2])
+def test_what_is_concatenated_keeps_its_shape(dim):
+    net = Net(lambda m, x, y: m.c(torch.cat([x, y], dim).flatten(1)), c=nn.Linear(18, 2))
+    with torch.no_grad(): net.c.weight[:,[0,3,5,7,8,13]] = 0
+    x,y = torch.randn(4, *(3,3) if dim==1 else (2,4)),torch.randn(4, *(3,3) if dim==1 else (2,5))
+    assert gap(net, Condenser(net, (x,y)).condense(verify=False), x, y) <= 1e-5
+    net = flat3(lambda m, x: m.d(torch.cat([m.a(x)[:,None], m.b(x)[:,None]], 1).flatten(1)), d=nn.Linear(16, 2))
+    net.b = nn.Linear(6, 8)
+    with torch.no_grad(): net.a.weight[:5],net.b.weight[2:] = 0,0
+    c = Condenser(net, x:=torch.randn(4, 6)).condense(verify=False)
+    assert gap(net, c, x) <= 1e-5 and c.model.a.out_features==c.model.b.out_features==5
 
 def test_sample_of_zeros_verifies_as_well(): # the usual dummy batch
     seen = []
@@ -376,6 +519,19 @@ def test_file_gives_back_network_inputs_and_report(tmp_path, kind):
     assert torch.equal(back.inputs(x), c.inputs(x)) and back.report==c.report and str(back.inputs)==str(c.inputs)
     assert c.inputs(x)[0].numel()==dict(pixels=18, channels=32, none=48)[kind]
     with evaluating(back.model), evaluating(c.model): assert torch.equal(back.model(back.inputs(x)), c.model(c.inputs(x)))
+
+@pytest.mark.parametrize('groups,out', [(6,6), (6,12), (3,6), (2,6)])
+def test_file_of_a_network_condensed_again_and_again(tmp_path, groups, out): # what is left looks like another kind of convolution
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, out, 3, groups=groups), nn.ReLU(), nn.Conv2d(out, 8, 1))
+    fresh,x = deepcopy(net),torch.randn(2, 3, 8, 8)
+    for rows in (slice(1,None,2), slice(1), slice(-1,None), slice(1,None)):
+        with torch.no_grad():
+            for l in (net[0],net[2]): l.weight[rows],l.bias[rows] = 0,0
+        c = Condenser(net, x, inputs=False).condense(inplace=True)
+    c.dense = {k:tuple(v.shape) for k,v in fresh.state_dict().items()}
+    back = load_condensed(c.save(tmp_path/'small.safetensors'), fresh)
+    assert c.report.params_after < sum(p.numel() for p in fresh.parameters())
+    with evaluating(back.model), evaluating(net): assert torch.equal(back.model(x), net(x))
 
 def test_file_cut_anywhere_is_a_value_error(tmp_path):
     _,path = saved(tmp_path, halve(cnn()), torch.randn(2, 3, 8, 8))
