@@ -61,6 +61,9 @@ class InputPruner:
         blocked = {int(u):why for units,why in graph.pins for u in units[torch.isin(units, elements)]}
         if not self.readers or blocked: raise ValueError('the inputs cannot be pruned: only those that a Linear layer or convolution reads can be, ' +
             (f'and one is {next(iter(blocked.values()))}' if blocked else f'and none does in {type(model).__name__}'))
+        grouped = [r.layer for r in self.readers.values() if self.params[r.weight].ndim>2 and getattr(model.get_submodule(r.layer), 'groups', 1)>1]
+        if grouped: raise ValueError(f'layer {grouped[0]!r} reads the input in groups, of which each has to keep the same channels: inputs cannot be pruned; '
+            'put a layer without groups in front of it')
         units = elements.unique()
         number = torch.full((graph.n_units,), -1)
         number[units] = torch.arange(len(units))

@@ -235,7 +235,9 @@ def coupled_units(
     todo = {n:bound[param_name(n, 'weight')][1] for n in selected if param_name(n, 'weight') in bound}
     owners = {id(selected[n].weight):n for n in todo}
     also = {n:owners[id(m.weight)] for n,m in selected.items() if n not in todo and id(m.weight) in owners} # they share a weight
-    left.update({n:'read by nothing that is analyzed' if kind=='outputs' else 'what it reads is not analyzed' for n in selected if n not in todo and n not in also})
+    def _why(n): return ('read by nothing that is analyzed' if kind=='outputs' else 'each of its filters reads one channel only'
+        if (param_name(n, 'weight'),0) in graph.bound and getattr(selected[n], 'groups', 1)>1 else 'what it reads is not analyzed')
+    left.update({n:_why(n) for n in selected if n not in todo and n not in also})
     groups = Groups()
     while todo:
         members,units = [],next(iter(todo.values()))
