@@ -82,21 +82,22 @@ def fits():
     fit(b, 3, SparsifyCallback(.9), seen[1])
     yield dict(study='fewest zeros in a second fit, from 50 to 90 %', wanted=round(.5*n_weights(b.model)), fasterai=seen[0].least, fasterprune=seen[1].least)
 
-def filters(seeds):
-    "A convolutional network for the digits, half of the filters of all layers, global: accuracy, and what is left when condensed."
+def filters(seeds, sparsity):
+    "A convolutional network for the digits, a share of the filters of all layers: accuracy, and what is left when condensed."
     for seed in seeds:
         dense,a,b,c = [learner(cnn, seed) for _ in range(4)]
         fit(dense, 12)
-        fasterai_fit(a, 12, .5, 'filter', layer_type=nn.Conv2d)
-        fit(b, 12, SparsifyCallback(.5, 'filter'))
-        fit(c, 12, SparsifyCallback(.5, 'filter', 'local'))
+        fasterai_fit(a, 12, sparsity, 'filter', layer_type=nn.Conv2d)
+        fit(b, 12, SparsifyCallback(sparsity, 'filter'))
+        fit(c, 12, SparsifyCallback(sparsity, 'filter', 'local'))
         for name,learn in (('dense',dense), ('fasterai global',a), ('fasterprune global',b), ('fasterprune local',c)):
             convs = [m for m in learn.model.modules() if isinstance(m, nn.Conv2d)]
             alive = [m for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d)]
             regrown = sum(int(((conv.weight==0).flatten(1).all(1) & (bn.bias!=0)).sum()) for conv,bn in zip(convs, alive))
             small = Condenser(learn.model, learn.dls.one_batch()[0][:2]).condense()
             r = small.report
-            yield dict(study='half of the filters, digits', network=name, seed=seed, accuracy=learn.validate()[1], wanted=0 if name=='dense' else 80,
+            wanted = 0 if name=='dense' else round(160*sparsity)
+            yield dict(study=f'{sparsity:.0%} of the filters, digits', network=name, seed=seed, accuracy=learn.validate()[1], wanted=wanted,
                 dead=sum(map(n_dead, convs)), dead_with_shift=regrown, widths=' '.join(str(len(m.weight)-n_dead(m)) for m in convs),
                 params=r.params_after, share=r.params_after/r.params_before)
 
@@ -117,7 +118,8 @@ def coupled(names):
 if __name__=='__main__':
     torch.set_num_threads(1)
     networks = ['resnet18'] if quick else ['resnet18','resnet50','mobilenet_v2','densenet121','efficientnet_b0']
-    tables = [pd.DataFrame(counts()), pd.DataFrame(fits()), pd.DataFrame(filters(range(1 if quick else 5))), pd.DataFrame(coupled(networks))]
+    seeds = range(1 if quick else 5)
+    tables = [pd.DataFrame(rows) for rows in (counts(), fits(), filters(seeds, .5), filters(seeds, .75), coupled(networks))]
     for t in tables: print(t.to_string(index=False), end='\n\n')
     versions = dict(fasterprune_version=fasterprune.__version__, fasterai_version=fasterai.__version__, torch_version=torch.__version__,
         python_version=platform.python_version(), machine=f'{platform.machine()}, one thread')

@@ -490,6 +490,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fasterprune.sparsify._checked': ('sparsify.html#_checked', 'fasterprune/sparsify.py'),
                                       'fasterprune.sparsify._matrices': ('sparsify.html#_matrices', 'fasterprune/sparsify.py'),
                                       'fasterprune.sparsify._others': ('sparsify.html#_others', 'fasterprune/sparsify.py'),
+                                      'fasterprune.sparsify._standardize': ('sparsify.html#_standardize', 'fasterprune/sparsify.py'),
                                       'fasterprune.sparsify._table': ('sparsify.html#_table', 'fasterprune/sparsify.py'),
                                       'fasterprune.sparsify.find_zeros': ('sparsify.html#find_zeros', 'fasterprune/sparsify.py'),
                                       'fasterprune.sparsify.sparsity_report': ('sparsify.html#sparsity_report', 'fasterprune/sparsify.py')},

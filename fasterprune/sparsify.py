@@ -205,13 +205,19 @@ def _choose(self:Sparsifier, groups, k):
     scores = [self._scores(g) for g in groups]
     relative = len(groups)>1 and self.granularity.structured and not getattr(self.criterion, 'comparable', False)
     for g,score in zip(groups, scores):
-        if relative: score /= score[g.alive].abs().mean().clamp(min=1e-30)
+        if relative: _standardize(score, g.alive)
         score[~g.alive] = -torch.inf
         if g.regrew: score[~self._find_alive(g)] = -torch.inf # free, but still zero
         score[self._has_to_stay(g, score)] = torch.inf
     low = lowest(torch.cat(scores), k).split([g.n for g in groups])
     if self.round_to>1: low = self._rounded(groups, scores, k, [int(l.sum()) for l in low])
     return {id(g):l for g,l in zip(groups, low)}
+
+
+def _standardize(score, alive):
+    "Distance from the mean of those that are alive, in standard deviations; 0 if they are all the same."
+    std,mean = torch.std_mean(score[alive], correction=0)
+    score.sub_(mean).div_(std.clamp(min=1e-6*mean.abs()).clamp(min=1e-30))
 
 # %% ../nbs/04_sparsify.ipynb #aabe01fe
 @patch
