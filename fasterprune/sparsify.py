@@ -127,6 +127,7 @@ def _score_now(self:Sparsifier, group):
     for s in group.weights:
         p = self.params[s.param].detach()
         scale = None if norm is None else s.spread(norm, p, 0.)
+        if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
         score = _checked(self.criterion(p, self.memory.context(s.param, scale)), p, owner_of(s.param))
         if not s.spans and s.rows is None: return unit(score.flatten(), 1).clone()
         live = torch.ones((), dtype=torch.bool, device=p.device)
@@ -227,7 +228,7 @@ def _has_to_stay(self:Sparsifier, group, score):
         m = self.memory.layers[group.weights[0].param]
         return best_of_neighbors(self.granularity, m, score.view(m.weight.shape)).flatten()
     stay = torch.zeros(group.n, dtype=torch.bool, device=score.device)
-    if self.granularity.name!='layer' and group.dead<group.n: stay[score.topk(min(self.min_units, group.n)).indices] = True
+    if self.granularity.name!='layer' and group.dead<group.n: stay[score.argmax() if self.min_units==1 else score.topk(min(self.min_units, group.n)).indices] = True
     return stay
 
 @patch

@@ -198,8 +198,9 @@ def _heads(n, m):
     for name,lead in (('in_proj_weight',3), ('q_proj_weight',1), ('k_proj_weight',1), ('v_proj_weight',1)): _add(name, weights, lead, 0)
     _add('in_proj_bias', others, 3, 0)
     if hasattr(m, 'qkv'):
-        _add('qkv.weight', weights, 3, 0)
-        for name,lead in (('qkv.bias',3), ('q_bias',1), ('v_bias',1)): _add(name, others, lead, 0)
+        lead = 1 if getattr(m, 'head_first', False) else 3 # are all three of a head next to each other?
+        _add('qkv.weight', weights, lead, 0)
+        for name,lead in (('qkv.bias',lead), ('q_bias',1), ('v_bias',1)): _add(name, others, lead, 0)
     _add('out_proj.weight' if isinstance(m, nn.MultiheadAttention) else 'proj.weight', weights, 1, 1)
     return Group([n], weights, others, h, [tuple(m.get_parameter(s.param.removeprefix(n+'.') if n else s.param).shape) for s in weights])
 
