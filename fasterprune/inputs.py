@@ -231,6 +231,11 @@ class InputPruneCallback(MaskCallback):
         if granularity not in ('auto','feature','channel'): raise ValueError(f"granularity {granularity!r} is not known: take 'auto', 'feature' or 'channel'")
         self.granularity = granularity
 
+    def check(self):
+        "A `ValueError` if another callback prunes the inputs, too."
+        other = next((cb for cb in self.learn.cbs if isinstance(cb, InputPruneCallback) and cb is not self), None)
+        if other: raise ValueError(f'the inputs are claimed by two callbacks: one wants a sparsity of {self.sparsity}, the other {other.sparsity}; leave one of them out')
+
     def begin(self):
         "An `InputPruner` for the model, which sees the graph by the first batch."
         pruner = InputPruner(self.model, self.xb, self.criterion, self.granularity)

@@ -223,7 +223,7 @@ def _standardize(score, alive):
 # %% ../nbs/04_sparsify.ipynb #aabe01fe
 @patch
 def _has_to_stay(self:Sparsifier, group, score):
-    "Which units of a group may not go, or its best one if a count can't be reached otherwise."
+    "Which units of a group go last: the best ones of it, or of each neighborhood."
     if self.granularity.n_of_m:
         m = self.memory.layers[group.weights[0].param]
         return best_of_neighbors(self.granularity, m, score.view(m.weight.shape)).flatten()
@@ -259,11 +259,13 @@ def resume(self:Sparsifier,
         for g in groups: g.start = start*g.n/n
 
 # %% ../nbs/04_sparsify.ipynb #124346f9
-def _matrices(m): return [p for p in m._parameters.values() if p is not None and p.ndim>1] or [p.detach() for a in ('weight',) if isinstance(p := getattr(m, a, None), Tensor)]
+def _matrices(m):
+    "The weights of a layer; one that is computed from others is taken as it comes out."
+    return [p for p in m._parameters.values() if p is not None and p.ndim>1] or [w.detach() for w in [getattr(m, 'weight', None)] if isinstance(w, Tensor)]
 
-def _table(rows):
+def _table(rows, of):
     df = pd.DataFrame(rows).set_index('layer')
-    df.insert(df.columns.get_loc('zero')+1, 'sparsity', df.zero/df.iloc[:,df.columns.get_loc('zero')-1])
+    df.insert(df.columns.get_loc('zero')+1, 'sparsity', df.zero/df[of])
     return df
 
 @patch
@@ -275,7 +277,7 @@ def report(self:Sparsifier
     for n,why in self.left_dense.items():
         ps = _matrices(self.model.get_submodule(n))
         rows.append(dict(layer=n or 'the model', units=sum(p.numel() for p in ps), zero=sum(int((p==0).sum()) for p in ps), note=f'left dense ({why}); counted in weights'))
-    return _table(rows)
+    return _table(rows, 'units')
 
 @patch
 def sparsity(self:Sparsifier
@@ -294,11 +296,12 @@ def sparsity_report(
         for p in _matrices(m):
             if id(p) in seen: continue
             seen.add(id(p))
-            out = p.transpose(0, 1).reshape(p.shape[1]*m.groups, -1) if getattr(m, 'transposed', False) and m.groups==1 else p.flatten(1)
-            rows.append(dict(layer=n or 'the model', type=type(m).__name__, weights=p.numel(), zero=int((p==0).sum()), outputs=len(out), zero_outputs=int((out==0).all(1).sum())))
+            out = by_output(m, p)
+            rows.append(dict(layer=n or 'the model', type=type(m).__name__, weights=p.numel(), zero=int((p==0).sum()), outputs=len(out),
+                zero_outputs=int((out==0).all(1).sum())))
     if not rows: raise ValueError(f'{type(model).__name__} has no convolution, Linear layer, Embedding or attention: there is nothing to count')
     total = {k:sum(r[k] for r in rows) for k in ('weights','zero','outputs','zero_outputs')}
-    return _table(rows + [dict(layer='total', type='', **total)])
+    return _table(rows + [dict(layer='total', type='', **total)], 'weights')
 
 # %% ../nbs/04_sparsify.ipynb #0bcc488c
 def find_zeros(
@@ -313,8 +316,8 @@ def find_zeros(
             if p.ndim>1 and (z := p.detach()==0).any() and not z.all():
                 masks[param_name(n, name)] = ~z
                 bias = getattr(m, {'weight':'bias', 'in_proj_weight':'in_proj_bias'}.get(name, ''), None)
-                if bias is None or getattr(m, 'transposed', False): continue
-                held = z.flatten(1).all(1) & (bias==0)
+                if bias is None: continue
+                held = by_output(m, z).all(1) & (bias==0)
                 if held.any(): masks[param_name(n, name.replace('weight', 'bias'))] = ~held
     if sample is not None and masks: masks.update(_others(Graph(model, sample), params, masks))
     return masks

@@ -99,12 +99,12 @@ def find_ticket(
     sample = tuple(x[:2].to(next(learn.model.parameters()).device) for x in learn.dls.one_batch()[:getattr(learn.dls, 'n_inp', 1)])
     def _sparsifier(): return Sparsifier(learn.model, criterion=criterion, sample=sample, **kwargs)
     for r in range(1, rounds+1): _sparsifier().pools(1-(1-sparsity)**(r/rounds)) # an error here rather than after hours of training
-    begin,point,rows = state_of(learn.model),_Remember(rewind_epoch),[]
+    begin,point,rows,reached = state_of(learn.model),_Remember(rewind_epoch),[],_sparsifier().sparsity()
     for r in range(1, rounds+1):
         learn.opt = None
         fit(learn, n_epoch, lr, cbs=[point, KeepZeros()] if r>1 else [point], start_epoch=rewind_epoch if r>1 else 0)
         if point.state is None: raise ValueError(f'the training ended before epoch {rewind_epoch}, which was to be rewound to')
-        with learn.no_bar(), learn.no_logging(): rows.append(dict(round=r, sparsity=reached if r>1 else 0., **dict(zip(['loss']+[m.name for m in learn.metrics], map(float, learn.validate())))))
+        with learn.no_bar(), learn.no_logging(): rows.append(dict(round=r, sparsity=reached, **dict(zip(['loss']+[m.name for m in learn.metrics], map(float, learn.validate())))))
         sp = _sparsifier()
         if 'initial' in needs_of(sp.criterion): sp.memory.weights = {n:begin[n] for n in sp.memory.weights}
         sp.sparsify(1-(1-sparsity)**(r/rounds))
