@@ -12,6 +12,7 @@ from fastai.callback.all import *
 from torch.optim.swa_utils import AveragedModel
 
 from .schedules import *
+from .capture import *
 from .criteria import *
 from .granularity import *
 from .units import *
@@ -27,7 +28,7 @@ class MaskCallback(Callback):
     "Zero units along a schedule; subclasses say of what, in `begin`."
     # after `Recorder` has listed its columns, before `ProgressCallback` prints them
     order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier','history'),'sparsity'
-    sparsifier,history = None,()
+    sparsifier,history,start,epochs = None,(),0.,1
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
@@ -68,7 +69,7 @@ class MaskCallback(Callback):
 # %% ../nbs/04a_callback.ipynb #64baddd7
 @patch
 def before_fit(self:MaskCallback):
-    "Check what can be checked before anything is trained, and add a column to the recorder."
+    "Stay out of `lr_find` and predictions, and add a column to the recorder."
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     if not self.run: return
     self.begins,self.trained = True,False
@@ -96,10 +97,7 @@ def before_batch(self:MaskCallback):
     sparsifier = self.begin()
     if self.epoch: sparsifier.resume(self.sparsity, self.fraction(self.epoch/self.n_epoch))
     self.sparsifier,self.history,self.begins = sparsifier,[],False
-    self.begun(sparsifier)
-
-@patch
-def begun(self:MaskCallback, sparsifier): "Called once a fit has begun."
+    self.start,self.epochs = sparsifier.reached,self.n_epoch # for the plots
 
 # %% ../nbs/04a_callback.ipynb #29cbbe25
 def _averages(learn):
@@ -140,8 +138,8 @@ def after_validate(self:MaskCallback):
 @patch
 def _wanted(self:MaskCallback, target, start):
     "Positions in the training, and the sparsity that the schedule wants there."
-    xs,n_epoch = np.linspace(0, 1, 301),getattr(self, 'epochs', 1)
-    begin,end = [_position(o, n_epoch) for o in (self.start_epoch,self.end_epoch)]
+    xs = np.linspace(0, 1, 301)
+    begin,end = [_position(o, self.epochs) for o in (self.start_epoch,self.end_epoch)]
     f = np.array([0. if x<begin else self.schedule(min(1., (x-begin)/(end-begin))) for x in xs])
     return xs,max(target, start)*f + start*(1-f)
 
@@ -152,7 +150,7 @@ def plot_schedule(self:MaskCallback,
     "Plot the sparsity reached over the training, against what the schedule wants."
     ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
     if not isinstance(self.sparsity, dict):
-        ax.plot(*self._wanted(self.sparsity, getattr(self, 'start', 0.)), c='#bdbdbd', lw=4, label='schedule')
+        ax.plot(*self._wanted(self.sparsity, self.start), c='#bdbdbd', lw=4, label='schedule')
     if self.history: ax.plot(*zip(*self.history), c='#2171b5', label='reached')
     ax.set(xlabel='position in the training', ylabel=self.column.replace('_', ' '), ylim=(-.02,1.02))
     ax.legend(frameon=False)
@@ -185,32 +183,34 @@ class SparsifyCallback(MaskCallback):
 
     def begin(self):
         "A `Sparsifier` for the model, which sees the graph by the first batch."
-        sample = tuple(x[:2] if isinstance(x, Tensor) and x.ndim else x for x in self.xb)
+        sample = first_items(self.xb)
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude, self.coupled, sample, self.round_to, self.min_units)
         sparsifier.pools(self.sparsity)
+        self.layer_history = []
         sparsifier.shared = any(isinstance(cb, MaskCallback) and cb is not self for cb in self.learn.cbs)
         return sparsifier
-
-    def begun(self, sparsifier):
-        "Remember what the plots need."
-        self.start,self.epochs,self.layer_history = sparsifier.reached,self.n_epoch,[]
-
-    def before_batch(self):
-        "Begin at the first batch of a fit; measure what the layers read if the criterion needs it."
-        super().before_batch()
-        self.sparsifier.memory.watch()
 
     def before_step(self): self.sparsifier.observe_gradients()
     def after_cancel_batch(self):
         if self.sparsifier is not None: self.sparsifier.memory.unwatch()
-    def _sparsify(self, fraction):
-        if self.sparsifier.memory.informed or fraction==1: super()._sparsify(fraction)
 
-    def after_fit(self):
-        "Keep the zeros if the weights have been replaced, and nothing else."
-        if self.begins: return
-        self.sparsifier.apply()
-        self.sparsifier.memory.forget()
+# %% ../nbs/04a_callback.ipynb #849bf0a6
+@patch
+def before_batch(self:SparsifyCallback):
+    "Begin at the first batch of a fit; measure what the layers read if the criterion needs it."
+    super(SparsifyCallback, self).before_batch()
+    self.sparsifier.memory.watch()
+
+@patch
+def _sparsify(self:SparsifyCallback, fraction):
+    if self.sparsifier.memory.informed or fraction==1: super(SparsifyCallback, self)._sparsify(fraction)
+
+@patch
+def after_fit(self:SparsifyCallback):
+    "Keep the zeros if the weights have been replaced, and nothing else."
+    if self.begins: return
+    self.sparsifier.apply()
+    self.sparsifier.memory.forget()
 
 # %% ../nbs/04a_callback.ipynb #8dc0f5a3
 @patch
@@ -270,7 +270,7 @@ class KeepZeros(Callback):
     def before_batch(self):
         "Find the zeros at the first batch of a fit, which shows what belongs to dead filters."
         if self.masks is not None: return
-        try: self.masks = find_zeros(self.model, tuple(x[:2] if isinstance(x, Tensor) and x.ndim else x for x in self.xb))
+        try: self.masks = find_zeros(self.model, first_items(self.xb))
         except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
 

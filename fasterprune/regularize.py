@@ -12,6 +12,7 @@ from fastai.callback.all import *
 from torch import Tensor, nn
 
 from .schedules import *
+from .capture import *
 from .granularity import *
 from .units import *
 from .callback import *
@@ -53,7 +54,7 @@ class RegularizeCallback(Callback):
     def before_batch(self):
         "Find the units at the first batch, which shows the graph."
         if not self.begins: return
-        sample = tuple(x[:2] if isinstance(x, Tensor) and x.ndim else x for x in self.xb)
+        sample = first_items(self.xb)
         self.groups,self.left_dense = find_groups(self.model, self.granularity, self.layers, self.exclude, self.coupled, sample)
         self.params,self.begins,self.history = dict(self.model.named_parameters(remove_duplicate=False)),False,[]
         self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]

@@ -44,26 +44,13 @@ class Sparsifier:
         self.groups,self.left_dense = find_groups(model, self.granularity, layers, exclude, coupled, sample)
         self.params = dict(model.named_parameters(remove_duplicate=False))
         if 'input_norm' in needs_of(self.criterion): self._leave_unmeasured()
-        names = [s.param for g in self.groups for s in g.weights]
-        for n in names:
-            if not (p := self.params[n].detach()).sum(dtype=torch.float32).isfinite() and (bad := int((~p.isfinite()).sum())):
-                raise ValueError(f'layer {owner_of(n)!r}: {bad} of {p.numel()} weights are not finite: load a sound checkpoint, or leave the layer out')
-        self.memory = Memory(needs_of(self.criterion), model, names)
-        for g in self.groups:
-            p = self.params[g.weights[0].param]
-            if 'norm_scale' in self.memory.needs and self._norm_scale(g) is None: self.memory.context(g.weights[0].param) # says what is missing
-            if 'gradient' in self.memory.needs and not p.requires_grad: self.memory.context(g.weights[0].param)
+        self.memory = Memory(needs_of(self.criterion), model, [s.param for g in self.groups for s in g.weights])
+        self._check()
         self.asked = {} # what was last asked of groups that compete
         for g in self.groups:
             alive = self._find_alive(g)
             g.start = self._set(g, alive if alive.any() else ~alive)
         self._mask()
-
-    def _leave_unmeasured(self):
-        "Leave dense what `nn.MultiheadAttention` uses the weight of without calling it: its input can't be measured."
-        silent = {f'{n}.out_proj'.lstrip('.') for n,m in self.model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-        self.left_dense.update({n:'its input cannot be measured' for g in self.groups for n in g.layers if n in silent})
-        self.groups = Groups(g for g in self.groups if not silent & set(g.layers))
 
     @property
     def n(self) -> int: return sum(g.n for g in self.groups)
@@ -80,6 +67,25 @@ class Sparsifier:
     def __repr__(self):
         dense = [f'left dense: {n or "the model"} ({why})' for n,why in self.left_dense.items()]
         return '\n'.join([f'{self.granularity}: {sum(g.dead for g in self.groups):,} of {self.n:,} units zero', repr(self.groups), *dense])
+
+# %% ../nbs/04_sparsify.ipynb #ec71e27a
+@patch
+def _check(self:Sparsifier):
+    "A `ValueError` if weights are not finite, or the criterion can't be told what it needs."
+    for n in self.memory.params:
+        if not (p := self.params[n].detach()).sum(dtype=torch.float32).isfinite() and (bad := int((~p.isfinite()).sum())):
+            raise ValueError(f'layer {owner_of(n)!r}: {bad} of {p.numel()} weights are not finite: load a sound checkpoint, or leave the layer out')
+    for g in self.groups:
+        name = g.weights[0].param
+        if 'norm_scale' in self.memory.needs and self._norm_scale(g) is None: self.memory.context(name) # says what is missing
+        if 'gradient' in self.memory.needs and not self.params[name].requires_grad: self.memory.context(name)
+
+@patch
+def _leave_unmeasured(self:Sparsifier):
+    "Leave dense what `nn.MultiheadAttention` uses the weight of without calling it: its input can't be measured."
+    silent = {f'{n}.out_proj'.lstrip('.') for n,m in self.model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    self.left_dense.update({n:'its input cannot be measured' for g in self.groups for n in g.layers if n in silent})
+    self.groups = Groups(g for g in self.groups if not silent & set(g.layers))
 
 # %% ../nbs/04_sparsify.ipynb #a6e513bf
 @patch
