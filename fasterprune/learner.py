@@ -27,13 +27,6 @@ def select_dls(
     return type(dls)(*[dl.new(after_batch=_then(dl.after_batch)) for dl in dls.loaders], path=dls.path, device=dls.device)
 
 # %% ../nbs/05b_learner.ipynb #3cedae15
-def _sample(learn):
-    "A batch of inputs as the model gets them; random numbers are drawn as if it had not been asked for."
-    dl = next((dl for dl in learn.dls.loaders[1::-1] if len(dl)), learn.dls.train)
-    with no_random(): batch = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
-    n_inp,device = getattr(learn.dls, 'n_inp', max(1, len(batch)-1)),next(learn.model.parameters()).device
-    return tuple(cast(x, Tensor).to(device) if isinstance(x, Tensor) else x for x in batch[:n_inp])
-
 @patch
 def condense(self:Learner,
     sample=None,     # a batch of inputs as the model gets them; `None`: from the DataLoaders
@@ -41,7 +34,7 @@ def condense(self:Learner,
 ) -> Learner: # its `condensed` holds the `Condensed`, with the report
     "A new `Learner` with a network without dead units, and DataLoaders that deliver only what it reads."
     selectable = all(hasattr(dl, 'after_batch') for dl in self.dls.loaders)
-    condensed = Condenser(self.model, as_tuple(sample) if sample is not None else _sample(self), inputs=inputs and selectable).condense()
+    condensed = Condenser(self.model, as_tuple(sample) if sample is not None else sample_of(self), inputs=inputs and selectable).condense()
     learn = copy(self)
     for cb in self.cbs:
         if hasattr(learn, cb.name): delattr(learn, cb.name)

@@ -37,7 +37,7 @@ def _measure(learn, sparsifier):
     "Give the criterion what it needs of one batch."
     needs = sparsifier.memory.needs
     if not needs & {'gradient','input_norm'}: return
-    *xs,y = [to_device(b, next(learn.model.parameters()).device) for b in learn.dls.one_batch()]
+    with no_random(): *xs,y = [to_device(b, next(learn.model.parameters()).device) for b in learn.dls.one_batch()]
     if 'input_norm' in needs: sparsifier.observe(*xs)
     if 'gradient' in needs:
         modes,grads = {m:m.training for m in learn.model.modules()},{p:p.grad for p in learn.model.parameters()}
@@ -60,11 +60,16 @@ class Sensitivity:
     def __repr__(self): return repr(self.table())
     def _repr_html_(self): return self.table()._repr_html_()
 
+    @property
+    def metric(self) -> str: # the first metric, or the loss if there is none
+        "What is shown if nothing else is asked for."
+        return self.frame.columns[3 if len(self.frame.columns)>3 else 2]
+
     def table(self,
-        metric:str=None # name of a column; `None`: the first metric, or the loss if there is none
+        metric:str=None # name of a column; `None`: `self.metric`
     ) -> pd.DataFrame: # layers by sparsities
         "The metric for each layer and sparsity."
-        return self.frame.pivot(index='layer', columns='sparsity', values=metric or self.frame.columns[-1 if len(self.frame.columns)<4 else 3]).loc[list(self.units)]
+        return self.frame.pivot(index='layer', columns='sparsity', values=metric or self.metric).loc[list(self.units)]
 
 # %% ../nbs/04d_sensitivity.ipynb #750b40c1
 def sensitivity(
@@ -78,9 +83,7 @@ def sensitivity(
     dl=None                        # what to validate on; `None`: the validation set
 ) -> Sensitivity:
     "Sparsify one layer at a time, and validate. Layers that are tied are one; sparsities that would empty a layer are left out."
-    xs = learn.dls.one_batch()[:getattr(learn.dls, 'n_inp', 1)]
-    sample = tuple(x[:2].to(next(learn.model.parameters()).device) for x in xs)
-    sp = Sparsifier(learn.model, granularity, 'local', criterion, layers, exclude, coupled, sample)
+    sp = Sparsifier(learn.model, granularity, 'local', criterion, layers, exclude, coupled, first_items(sample_of(learn)))
     _measure(learn, sp)
     names = ['loss'] + [m.name for m in learn.metrics]
     def _validate():
@@ -98,20 +101,17 @@ def sensitivity(
 # %% ../nbs/04d_sensitivity.ipynb #63e0000e
 @patch
 def plot(self:Sensitivity,
-    metric:str=None, # name of a column; `None`: the first metric, or the loss if there is none
+    metric:str=None, # name of a column; `None`: `self.metric`
     ax=None          # matplotlib axes to draw on; new ones if `None`
 ): # the axes
     "Plot the metric against the sparsity, a line for each layer."
     table = self.table(metric)
     ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1] if ax is None else ax
-    for (name,row),c in zip(table.iterrows(), plt.cm.viridis(np.linspace(0, .92, len(table)))):
+    for (name,row),style in zip(table.iterrows(), layer_styles(list(table.index))):
         row = row.dropna()
-        ax.plot(row.index, row, 'o-', ms=3, c=c, label=name if len(name)<28 else name[:25]+'...')
-    ax.set(xlabel='sparsity of the layer', ylabel=(metric or self.frame.columns[-1 if len(self.frame.columns)<4 else 3]).replace('_', ' '))
-    ax.spines[['top','right']].set_visible(False)
-    if len(table)<=12: ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
-    else: plt.colorbar(plt.cm.ScalarMappable(plt.Normalize(1, len(table)), 'viridis'), ax=ax, label='layer, in the order of the model')
-    return ax
+        ax.plot(row.index, row, 'o-', ms=3, **style)
+    ax.set(xlabel='sparsity of the layer', ylabel=(metric or self.metric).replace('_', ' '))
+    return tell_layers(ax, len(table))
 
 # %% ../nbs/04d_sensitivity.ipynb #fbc79e89
 def _hull(points):

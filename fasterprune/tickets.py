@@ -18,6 +18,7 @@ from torch import nn
 
 import fasterprune
 from .criteria import *
+from .capture import *
 from .sparsify import *
 from .callback import *
 from .saving import *
@@ -96,7 +97,7 @@ def find_ticket(
     if not (isinstance(rounds, int) and rounds>=1): raise ValueError(f'rounds={rounds!r}: it takes 1 round or more')
     if not 0 <= rewind_epoch < n_epoch: raise ValueError(f'rewind_epoch={rewind_epoch} of {n_epoch} epochs: 0 <= rewind_epoch < n_epoch')
     lr = learn.lr if lr is None else lr
-    sample = tuple(x[:2].to(next(learn.model.parameters()).device) for x in learn.dls.one_batch()[:getattr(learn.dls, 'n_inp', 1)])
+    sample = first_items(sample_of(learn))
     def _sparsifier(): return Sparsifier(learn.model, criterion=criterion, sample=sample, **kwargs)
     for r in range(1, rounds+1): _sparsifier().pools(1-(1-sparsity)**(r/rounds)) # an error here rather than after hours of training
     begin,point,rows,reached = state_of(learn.model),_Remember(rewind_epoch),[],_sparsifier().sparsity()
