@@ -23,6 +23,8 @@ import fasterprune
 from .capture import *
 from .callback import *
 from .verify import *
+from .selector import *
+from .outcome import *
 from .condense import *
 from .saving import *
 from .learner import *

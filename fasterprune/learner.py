@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .capture import *
 from .callback import *
+from .selector import *
 from .condense import *
 
 # %% ../nbs/05b_learner.ipynb #f46ce7c4

@@ -16,6 +16,8 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from .capture import *
+from .selector import *
+from .outcome import *
 from .condense import *
 from .saving import *
 

@@ -19,6 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fasterprune
+from .narrow import *
+from .selector import *
+from .outcome import *
 from .condense import *
 
 # %% ../nbs/05a_saving.ipynb #a44fc749
