@@ -212,7 +212,9 @@ def capture(
         'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
     except Exception as e:
         shapes = ', '.join(f'{tuple(x.shape)} {x.dtype} on {x.device}'.replace('torch.', '') if isinstance(x, Tensor) else type(x).__name__ for x in xs)
-        error = ValueError(f'the model does not run on the sample ({shapes}): {e}\nGive a batch as the model takes it.')
+        p = next(model.parameters(), None)
+        own = '' if p is None else f'; the model is {p.dtype} on {p.device}'.replace('torch.', '')
+        error = ValueError(f'the model does not run on the sample ({shapes}{own}): {e}\nGive a batch as the model takes it.')
         error.tape = tape
         raise error from e
     return tape

@@ -41,7 +41,6 @@ class Trial:
     plan: Plan
     slices: dict      # what was kept of the tensors that were cut
     tape: Tape        # what it does to the sample
-    failed: bool      # could it not be run?
     narrowed: set     # names of its modules that perform other operations than before
 
 class Condenser:
@@ -54,6 +53,7 @@ class Condenser:
     ):
         store_attr('model,inputs,round_to')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
+        if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = as_tuple(sample)
         self.tape = watch(model, self.sample) # an error here rather than later
 
@@ -111,9 +111,9 @@ def _try(self:Condenser, candidates):
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs])
     old = dict(self.plain.named_modules())
     narrowed = {n for n,m in model.named_modules() if type(m) is not type(old[n])}
-    try: tape,failed = watch(model, as_tuple(selector(*graph.tape.inputs))),False
-    except ValueError as e: tape,failed = getattr(e, 'tape', Tape()),True
-    return Trial(model, selector, plan, slices, tape, failed, narrowed)
+    try: tape = watch(model, as_tuple(selector(*graph.tape.inputs)))
+    except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
+    return Trial(model, selector, plan, slices, tape, narrowed)
 
 @patch
 def _fitting(self:Condenser):
@@ -121,10 +121,10 @@ def _fitting(self:Condenser):
     while True:
         trial = self._try(None)
         graph = self.graph
-        wrong = wrong_guess(graph, trial.plan, trial.tape, trial.failed, trial.narrowed)
+        wrong = wrong_guess(graph, trial.plan, trial.tape, trial.narrowed)
         if wrong is None or graph.doubts.get(wrong, 0)>2: return trial
         op = graph.tape.ops[wrong]
-        doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}
+        doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and bool(o.line) and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}
         doubts[wrong] = graph.doubts.get(wrong, 0)+1
         self.graph = Graph(self.plain, self.sample, graph.tape, doubts)
 

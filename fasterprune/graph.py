@@ -39,6 +39,7 @@ class Graph:
         self.norms = []     # a `Norm` for each call of a layer that normalizes over units
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
+        self.numeric = set() # numbers of operations in which a number of Python meets a constant
         self.guesses = {}   # number of each operation that may not do what it seems to do -> units of what comes out
         self.layers = {}    # weight of each Linear layer and convolution -> its number of groups
         self.uses = Counter() # how many operations take a parameter
@@ -142,7 +143,8 @@ def elementwise(self:Graph, op, tensors):
     xs = [(s := self.signal(t)).moved(lambda t: t[(None,)*(n-len(s.shape))]) for t in tensors]
     lively = [x for x in xs if not x.neutral]
     split = [d for d in range(n) if any(x.varies(d) for x in lively)]
-    def _repeated(x): return any(x.shape[d]==1<op.out.shape[d] for d in split)
+    def _repeated(x): # read by many units, and not cut with them
+        return any(x.shape[d]==1<op.out.shape[d] for d in split) and not any(x.shape[d]>1 and o.varies(d) for d in split for o in lively)
     whole = [x for x in lively if not _repeated(x)]
     for x in lively:
         if _repeated(x): self.pin(x.ids, f'read by {op.name} in {place(op)}, which repeats it')
@@ -152,7 +154,8 @@ def elementwise(self:Graph, op, tensors):
     for x in whole[1:]: self.tie(whole[0].ids, x.ids, f'{_verbs.get(op.name.removesuffix("_"), "combined")} in {place(op)}')
     ids = min(whole, key=lambda x: x.bare).ids if whole else self._single(op)
     for d in range(n):
-        if any(x.shape[d]==ids.shape[d]>1 and not x.varies(d) for x in whole): ids = ids.narrow(d, 0, 1).expand(ids.shape)
+        if ids.shape[d]>1 and any(not x.varies(d) for x in whole): ids = ids.narrow(d, 0, 1)
+    ids = ids.expand(op.out.shape)
     return [ids, *[distinct(x.const) for x in xs]]
 
 _verbs = dict(add='added', sub='subtracted', mul='multiplied', div='divided', cat='concatenated')
@@ -185,10 +188,12 @@ def note_sizes(self:Graph, op, out, dims):
 def n_uses(self:Graph, t): return self.takers[id(t)]
 
 @patch
-def note_mean(self:Graph, op, mean):
-    "Note that a running mean can take up constants for the layer before, if that has no bias and no other reader."
+def note_mean(self:Graph, op, mean, deaf):
+    "Note that a running mean can take up constants for the layer before, if that has no bias and no other reader; and that `deaf` outputs of it are not heard."
     i = self.made.get(id(op.args[0]))
-    if i is None or self.n_uses(op.args[0])>1 or self.n_uses(self.tensors[mean.name])>1: return
+    if i is None or self.n_uses(op.args[0])>1: return
+    if deaf.any(): self.reads[i] = replace(self.reads[i], linked=self.reads[i].linked & ~deaf[:,None])
+    if self.n_uses(self.tensors[mean.name])>1: return
     if self.reads[i].bias is None: self.reads[i] = replace(self.reads[i], mean=mean.name)
 
 _moving = {'permute','transpose','contiguous','layer_norm','group_norm','rms_norm','to','movedim','clone','_to_copy','type_as','float'}

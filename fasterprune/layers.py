@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fasterprune.capture import *
 from fasterprune.narrow import groups_of, gone_from
 from fasterprune.rules import *
-from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, place, rule, rules, spread
+from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, nothing, place, rule, rules, spread
 
 # %% ../nbs/02c_layers.ipynb #9d6011d2
 def outputs_first(
@@ -41,9 +41,10 @@ def _bias(bias, n): return bias.double() if bias else torch.zeros(n, dtype=torch
 def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)):
     "The signal after a layer that reads `x` along `dim`."
     x = graph.settled(x, op)
+    if dim==-1 and not x.varies(x.ids.ndim-1) and any(x.varies(d) for d in range(x.ids.ndim-1)): return _mix(graph, op, x, weight, bias)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
-    if weight.value.dtype!=graph.tensors[weight.name].dtype: const = torch.where(const==0, 0., torch.nan) # computed in another precision than it is stored in
+    if weight.value.dtype!=graph.tensors[weight.name].dtype: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in
     value = outputs_first(weight.value, axes)
     n_rows = len(value)
     rows = graph.fresh(n_rows//groups).repeat(groups)
@@ -62,6 +63,17 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     graph.layers[weight.name] = groups
     shape = op.out.shape
     return Signal(spread(rows, dim, shape), spread(torch.where(varies, torch.nan, out), dim, shape))
+
+
+def _mix(graph, op, x, weight, bias):
+    "The signal after a layer that reads positions, whatever unit is there: nothing of its weight can go."
+    for p in (weight,bias):
+        if p: graph.fix(p, f'over positions in {place(op)}')
+    value = outputs_first(weight.value, (0,1) if op.name=='linear' else (1,0)).double().cpu()
+    shape = op.out.shape
+    if x.const.isnan().all(): out = nothing
+    else: out = (x.const.to(torch.float64)@value.T) + (bias.double() if bias else 0)
+    return Signal(x.ids[...,:1].expand(shape), out.expand(shape))
 
 # %% ../nbs/02c_layers.ipynb #c90dbed5
 @rule('linear')
@@ -82,7 +94,7 @@ def _conv(graph, op, x, weight, bias=None, stride=1, padding=0, dilation=1, grou
 def _conv_transpose(graph, op, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     if not _params(weight, bias) or weight.dims!=tuple(range(weight.value.ndim)) or not _batched(op, weight): return barrier(graph, op, x, weight, bias)
     dim = 1-weight.value.ndim
-    if groups>1 and weight.value.shape[1]==1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
+    if weight.value.shape[:2]==(groups,1) and groups>1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
     if groups>1: return barrier(graph, op, x, weight, bias, why='transposed and grouped')
     return contract(graph, op, x, weight, bias, dim, True, axes=(1,0))
 
@@ -128,7 +140,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     else:
         scale = scale*(var.double()+eps).rsqrt()
         out = torch.where(scale==0, shift, (const-mean.double())*scale + shift)
-        graph.note_mean(op, mean)
+        graph.note_mean(op, mean, scale==0)
     return Signal(x.ids, spread(out, 1, x.shape))
 
 # %% ../nbs/02c_layers.ipynb #963a9f24

@@ -121,21 +121,24 @@ def _left(ids, keep):
     "The shape of what is left of an activation."
     d = distinct(ids)
     k = torch.where(d<0, True, keep[d.clamp(min=0)])
-    return tuple(n if k.shape[i]<n else int(k.movedim(i, 0).reshape(n, -1).any(1).sum()) for i,n in enumerate(ids.shape))
+    return tuple(n if k.shape[i]<n else int(k.movedim(i, 0).reshape(n, k.numel()//max(n, 1)).any(1).sum()) for i,n in enumerate(ids.shape))
 
 def wrong_guess(
     graph:Graph,     # the analyzed network
     plan:Plan,       # which units were to go
     tape:Tape,       # what the condensed network does, up to its end or to an error
-    failed:bool,     # did it end in an error?
     narrowed:set     # names of modules that perform other operations than before
 ) -> int|None: # number of the operation in the tape of `graph`
     "The first operation that did not do what it was taken for."
     def _comparable(ops): return [(i,op) for i,op in enumerate(ops) if op.place not in narrowed]
     before,after = _comparable(graph.tape.ops),_comparable(tape.ops)
     for (i,op),(_,new) in zip(before, after):
-        if op.name!=new.name: return None
+        if op.name!=new.name: return _last_guess(graph, plan, i)
         if i in graph.guesses and any(tuple(t.shape)[1:]!=_left(ids, plan.keep)[1:] for t,ids in zip(tensors_in(new.out), graph.guesses[i])): return i
-    if not failed or len(after)>=len(before): return None
-    stop = before[len(after)][0]
+        if _numbers(op)!=_numbers(new) and i in graph.numeric: return i
+    return _last_guess(graph, plan, before[len(after)][0]) if len(after)<len(before) else None
+
+def _last_guess(graph, plan, stop):
     return next((i for i in sorted(graph.guesses, reverse=True) if i<=stop and any(not plan.keep[ids[ids>=0]].all() for ids in graph.guesses[i])), None)
+
+def _numbers(op): return [a for a in (*op.args,*op.kwargs.values()) if isinstance(a, (int,float))]

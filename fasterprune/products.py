@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fasterprune.capture import *
 from fasterprune.rules import *
-from fasterprune.rules import Param, Read, Signal, agreeing, barrier, compact, distinct, leaves, nothing, place, pointwise, rule, rules
+from fasterprune.rules import Param, Read, Signal, agreeing, barrier, compact, distinct, leaves, nothing, place, pointwise, rule, rules, zero_or_unknown
 from fasterprune.layers import contract
 
 # %% ../nbs/02e_products.ipynb #d027624c
@@ -64,10 +64,10 @@ def _over_positions(graph, op, a, b, left, right, result, summed):
         zero = zero.expand([1 if c in summed else n for c,n in zip(names, s.shape)])
         gone = [c for c in names if c not in summed]
         def _drop(t): return _align(t.squeeze([names.index(c) for c in summed]) if summed else t, gone, result)
-        parts.append(Signal(_drop(ids), torch.where(_drop(zero), 0., torch.nan)))
+        parts.append(Signal(_drop(ids), zero_or_unknown(_drop(zero))))
     ids,*consts = graph.elementwise(op, parts)
     zero = torch.stack(torch.broadcast_tensors(*[c==0 for c in consts])).any(0)
-    return Signal(ids.expand(op.out.shape), torch.where(zero, 0., torch.nan).expand(op.out.shape))
+    return Signal(ids.expand(op.out.shape), zero_or_unknown(zero).expand(op.out.shape))
 
 # %% ../nbs/02e_products.ipynb #8ab635c1
 _letters = 'abcdefghijklmnopqrstuvwxyz'
@@ -113,15 +113,18 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
     if kwargs.get('enable_gqa'): return barrier(graph, op, q, k, v, mask)
     q,k,v = [graph.settled(graph.signal(s), op) for s in (q,k,v)]
     if isinstance(mask, (Signal,Param)): graph.pin(graph.signal(mask).ids, f'a mask in {place(op)}')
-    if any(s.varies(s.ids.ndim-1) for s in (q,k)) or any(s.varies(s.ids.ndim-2) for s in (q,k,v)):
-        ids = [graph.along(s, -1) for s in (q,k)]
-        graph.tie(ids[0][0], ids[1][0], f'multiplied in {place(op)}')
-        for u,c in ids: graph.pin(u, f'summed over in {place(op)}')
-        return barrier(graph, op, v)
-    for s in (q,k): graph.tie(s.ids[...,:1,:1], v.ids[...,:1,:], f'heads of {place(op)}')
+    n = q.ids.ndim
+    if any(s.varies(n-2) for s in (q,k,v)): return barrier(graph, op, q, k, v)
+    if any(s.varies(n-1) for s in (q,k)): # units are in the dimension that is summed over
+        if any(s.varies(d) for s in (q,k,v) for d in range(n-2)): return barrier(graph, op, q, k, v)
+        (u,x),(w,y) = [graph.along(s, -1) for s in (q,k)]
+        graph.tie(u, w, f'multiplied in {place(op)}')
+        graph.pin(u[~((x==0)|(y==0)) | (kwargs.get('scale') is None)], f'summed over in {place(op)}') # the usual scale depends on their number
+    else:
+        for s in (q,k): graph.tie(s.ids[...,:1,:1], v.ids[...,:1,:], f'heads of {place(op)}')
     const = torch.where(agreeing(v.const, -2), distinct(v.const).narrow(-2, 0, 1), torch.nan)
     ids = v.ids[...,:1,:].expand(op.out.shape)
-    return Signal(ids, const.expand(op.out.shape) if mask is None else torch.where(const==0, 0., torch.nan).expand(op.out.shape))
+    return Signal(ids, const.expand(op.out.shape) if mask is None else zero_or_unknown(const==0).expand(op.out.shape))
 
 # %% ../nbs/02e_products.ipynb #6b9cddf7
 def _argument(args, module, i, name, default=None): return args[i] if len(args)>i else default
@@ -163,12 +166,12 @@ def _multihead(graph, op, *args, module=None, **kwargs):
         for _,_,cols,_,_ in consts[1:]: graph.tie(consts[0][2], cols)
     else:
         for x,weight,cols,const,i in consts: # the biases of all three are one parameter
-            graph.reads.append(Read(layer, weight.name, None, heads, cols, torch.where(const==0, 0., torch.nan), (weight.value!=0).cpu(), False))
+            graph.reads.append(Read(layer, weight.name, None, heads, cols, zero_or_unknown(const==0), (weight.value!=0).cpu(), False))
     shape = op.out[0].shape
     if len(consts) and (op.out[1] is not None and graph.n_uses(op.out[1])): graph.pin(units, f'the attention weights of {place(op)} are used')
     masks = [a for a in leaves(args) if isinstance(a, (Signal,Param,Tensor))]
     for a in masks: graph.pin(graph.signal(a).ids, f'a mask of {place(op)}')
-    if masks: value = torch.where(value==0, 0., torch.nan) # masked
+    if masks: value = zero_or_unknown(value==0) # masked
     weight,bias = _param('out_proj.weight'),_param('out_proj.bias')
     mid = Signal(heads.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
     inner = type(op)('linear', op.args, op.kwargs, op.out[0], layer, op.line)

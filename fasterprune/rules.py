@@ -53,6 +53,10 @@ def rows_of(t, dim):
     d = distinct(t)
     return d.movedim(dim, 0).reshape(d.shape[dim], -1).expand(t.shape[dim], -1)
 
+def zero_or_unknown(zero):
+    "The constant 0 where `zero` is true, and none elsewhere."
+    return torch.where(zero, 0., nothing)
+
 def spread(v, dim, shape):
     "Expand the vector `v` to `shape`, running along `dim`."
     return v.view([-1 if d==dim%len(shape) else 1 for d in range(len(shape))]).expand(shape)
@@ -171,6 +175,9 @@ def pointwise(graph, op, *args, **kwargs):
     f = getattr(aten, name)
     if len(tensors)==1 and isinstance(args[0], (Signal,Param)):
         x = graph.signal(args[0])
+        if any(isinstance(a, (int,float)) for a in args[1:]) and not x.bare and (~distinct(x.const).isnan()).any():
+            graph.numeric.add(graph.at) # does the number depend on sizes?
+            if graph.doubt(op): return x.unknown()
         return Signal(x.ids, _known(distinct(x.const), lambda c: f(c, *args[1:], **kwargs)).expand(x.shape), x.bare)
     values = iter(graph.elementwise(op, tensors))
     ids = next(values)
@@ -193,7 +200,9 @@ def pointwise(graph, op, *args, **kwargs):
 def _unchanged(graph, op, x, *args, **kwargs):
     drops = 'dropout' in op.name and args[1]
     if isinstance(x, Param) and not drops: return Param(x.name, op.out.detach(), x.dims)
-    return barrier(graph, op, x) if drops else x if op.out.is_floating_point() else x.unknown()
+    if drops: return barrier(graph, op, x)
+    if not op.out.is_floating_point(): return x.unknown()
+    return Signal(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.bare) if op.name in ('to','_to_copy','type_as') else x
 
 @rule('zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like')
 def _filled(graph, op, x, *args, **kwargs):
@@ -215,15 +224,17 @@ def _in_channel(graph, op, x, *args, **kwargs):
     n_dims = int(next(c for c in name if c.isdigit())) if any(c.isdigit() for c in name) else op.args[0].ndim-2
     x = graph.signal(x)
     ids,const = graph.along(x, -n_dims-1)
-    padding,divisor = (*args, *[0]*6)[2],len(args)>5 or 'divisor_override' in kwargs
+    padding = (*args, *[0]*3)[2]
     padding = kwargs.get('padding', padding)
-    if name.startswith('avg') and (any(as_tuple(padding)) or divisor) or name=='grid_sampler': const = torch.where(const==0, const, torch.nan)
+    if len(args)>4 and name.startswith('avg'): divisor = len(args)>5 and args[5] is not None or args[4]
+    elif name.startswith('avg'): divisor = kwargs.get('divisor_override') or kwargs.get('count_include_pad', True)
+    if name.startswith('avg') and divisor and (any(as_tuple(padding)) or divisor is not True) or name=='grid_sampler': const = torch.where(const==0, const, torch.nan)
     if name=='grid_sampler' and isinstance(args[0], (Signal,Param)): graph.pin(graph.signal(args[0]).ids, f'a grid for sampling in {place(op)}')
     outs = [Signal(spread(ids, -n_dims-1, v.shape), spread(const, -n_dims-1, v.shape)) for v in tensors_in(op.out)]
     return [outs[0], *[o.unknown() for o in outs[1:]]] if len(outs)>1 else outs[0]
 
 # %% ../nbs/02b_rules.ipynb #aa422204
-_kept_const = {'mean','sum','amax','amin','max','min','median'}
+_kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 
 @rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'median', 'softmax', '_softmax', 'log_softmax', '_log_softmax', 'logsumexp', 'cumsum', 'cumprod', 'std', 'var', 'prod', 'argmax',
     'argmin', 'any', 'all', 'sort', 'topk', 'norm', 'linalg_vector_norm', 'count_nonzero', 'softmin', 'aminmax')
@@ -240,6 +251,7 @@ def _reduce(graph, op, x, *args, **kwargs):
     const = distinct(x.const)
     for d in dims: const = torch.where(agreeing(const, d), const.narrow(d, 0, 1), torch.nan)
     if name=='sum': const = torch.where(const==0, const, torch.nan)
+    if name in ('std','var'): const = const*0
     if name not in _kept_const: const = torch.full_like(const, torch.nan)
     outs = []
     for i,out in enumerate(tensors_in(op.out)):

@@ -69,7 +69,7 @@ class Reference:
                 if self.dtype is None: raise
             if self.cases: break
         eps = torch.finfo(next((p.dtype for p in dense.parameters() if p.is_floating_point()), torch.float32)).eps
-        self.tolerance = (100 if self.dtype else 1000)*eps # what rounding may make, of what is stored in the model's precision or of all that is computed in it
+        self.tolerance = max((100 if self.dtype else 1000)*eps, 1e-11) # what rounding may make, of what is stored in the model's precision or of all that is computed in it
 
     def _cast(self, x): return x.to(self.dtype) if self.dtype and isinstance(x, Tensor) and x.is_floating_point() else x
 
