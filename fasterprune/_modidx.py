@@ -139,6 +139,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fasterprune.condense.Condenser.condense': ( 'condense.html#condenser.condense',
                                                                                    'fasterprune/condense.py'),
                                       'fasterprune.condense.Trial': ('condense.html#trial', 'fasterprune/condense.py'),
+                                      'fasterprune.condense._shape_of': ('condense.html#_shape_of', 'fasterprune/condense.py'),
                                       'fasterprune.condense._width': ('condense.html#_width', 'fasterprune/condense.py')},
             'fasterprune.contexts': { 'fasterprune.contexts._limit': ('contexts.html#_limit', 'fasterprune/contexts.py'),
                                       'fasterprune.contexts.add_up': ('contexts.html#add_up', 'fasterprune/contexts.py'),

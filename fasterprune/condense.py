@@ -55,7 +55,7 @@ class Condenser:
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = as_tuple(sample)
-        self.tape = watch(model, self.sample) # an error here rather than later
+        self.tape,self.shape = watch(model, self.sample),_shape_of(model) # an error here rather than later
 
     def condense(self,
         verify:bool=True, # compare the outputs, and leave whole what makes them differ?
@@ -87,7 +87,10 @@ def _analyze(self:Condenser):
     "The model may have changed since the last time."
     self.plain = self.model
     if not is_plain(self.model): make_plain(plain := copy_of(self.model)); self.plain = plain
-    self.graph = Graph(self.plain, self.sample)
+    known = self.plain is self.model and _shape_of(self.model)==self.shape
+    self.graph = Graph(self.plain, self.sample, self.tape if known else None)
+
+def _shape_of(model): return [(n, id(t), t.shape) for n,t in model.state_dict(keep_vars=True).items()]
 
 @patch
 def _candidates(self:Condenser):
@@ -176,12 +179,13 @@ def _report(self:Condenser, trial, error, spared):
 @patch
 def _dead(self:Condenser, name, m, plan, spared):
     "How many outputs of a layer are dead but stayed, for which reason."
-    weight = getattr(m, 'weight', None)
     if not isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)): return {}
-    dim = int(getattr(m, 'transposed', False))
-    silent = (weight.detach().transpose(0, dim).flatten(1)==0).all(1).cpu()
-    units = self.graph.bound.get((next((n for n,p in self.plain.named_parameters(remove_duplicate=False) if p is weight and (n,dim) in self.graph.bound), ''), dim))
-    if units is None or len(units)!=len(silent): return {'not reached by the sample':int(silent.sum())} if silent.any() else {}
+    if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.linked.any(1),r.rows
+    else:
+        dim = int(getattr(m, 'transposed', False))
+        silent = (m.weight.detach().transpose(0, dim).flatten(1)==0).all(1).cpu()
+        units = next((u for (n,d),u in self.graph.bound.items() if d==dim and self.graph.tensors[n] is m.weight), None)
+        if units is None or len(units)!=len(silent): return {'not reached by the sample':int(silent.sum())} if silent.any() else {}
     return self._why(units[silent & plan.keep[units]], plan, spared)
 
 @patch

@@ -51,6 +51,7 @@ class Graph:
         self._perform()
         self._unite()
         self._ask()
+        self.readers = {id(self.tensors[r.weight]):r for r in self.reads}
 
 def watch(model, sample):
     "What `model` does to the first items of `sample`; to all of them, if it does not take fewer."
@@ -117,7 +118,7 @@ def along(self:Graph, signal, dim, why=None):
 def signal(self:Graph, x):
     "An activation, parameter or constant as a `Signal`."
     if isinstance(x, Signal): return x
-    if isinstance(x, Param) and x.value.numel()>1:
+    if isinstance(x, Param) and x.value.numel()>1 and x.value.is_floating_point():
         if x.name not in self.bare: self.bare[x.name] = self.fresh(x.value.numel()).view(self._stored(x))
         return Signal(self.bare[x.name].permute(x.dims), x.double(), True)
     value = x.value if isinstance(x, Param) else x
