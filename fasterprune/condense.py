@@ -30,6 +30,7 @@ class Condensed:
     inputs: InputSelector  # cuts the inputs of the dense network to those of the small one
     report: CondenseReport
     dense: dict = field(default_factory=dict, repr=False) # shape of each tensor of the dense network
+    blueprint: dict = field(default_factory=dict, repr=False) # what is special about its modules
     slices: dict = field(default_factory=dict, repr=False) # for each tensor that was cut, by name: indices that are kept, by dimension
 
 # %% ../nbs/05_condense.ipynb #fe32d6ef
@@ -64,11 +65,14 @@ class Condenser:
         "The small network; a `ValueError` if even an unchanged copy differs from the model."
         self._analyze()
         candidates,spared = self._candidates(),[]
-        trial = self._fitting()
+        trial = self._fitting(verify)
         error = math.nan
         if verify:
             self.reference = Reference(self.model, self.sample)
             error = self._error(trial)
+            if not error <= self.reference.tolerance and self._doubt_numbers():
+                candidates,trial = self._candidates(),self._fitting(verify)
+                error = self._error(trial)
             if not error <= self.reference.tolerance:
                 trial = self._try(self._bisect([], candidates, spared))
                 error = self._error(trial)
@@ -79,7 +83,8 @@ class Condenser:
         if inplace:
             make_plain(self.model)
             apply_plan(self.model, self.graph, trial.plan)
-        return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, trial.slices)
+        special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model)
+        return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices)
 
 # %% ../nbs/05_condense.ipynb #af9c764a
 @patch
@@ -113,23 +118,34 @@ def _try(self:Condenser, candidates):
     slices = apply_plan(model, graph, plan)
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs])
     old = dict(self.plain.named_modules())
-    narrowed = {n for n,m in model.named_modules() if type(m) is not type(old[n])}
+    narrowed = {n for n,m in old.items() if type(m) is not type(_module_at(model, n))}
     try: tape = watch(model, as_tuple(selector(*graph.tape.inputs)))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
     return Trial(model, selector, plan, slices, tape, narrowed)
 
 @patch
-def _fitting(self:Condenser):
+def _fitting(self:Condenser, verify):
     "A copy whose operations do what they were taken for; where one does not, it is analyzed anew, in doubt of that and its like."
     while True:
         trial = self._try(None)
         graph = self.graph
         wrong = wrong_guess(graph, trial.plan, trial.tape, trial.narrowed)
-        if wrong is None or graph.doubts.get(wrong, 0)>2: return trial
+        if wrong is None: return trial
+        if wrong<0 or graph.doubts.get(wrong, 0)>2: return trial if verify else self._try([])
         op = graph.tape.ops[wrong]
         doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and bool(o.line) and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}
         doubts[wrong] = graph.doubts.get(wrong, 0)+1
         self.graph = Graph(self.plain, self.sample, graph.tape, doubts)
+
+@patch
+def _doubt_numbers(self:Condenser):
+    "Are there numbers in the code that are others for another batch? They are analyzed anew, in doubt of them."
+    ops,dtype = self.graph.tape.ops,self.reference.dtype
+    other = capture(copy_of(self.plain).to(dtype) if dtype else self.plain, self.reference.cases[-1][0], one_operation)
+    if [o.name for o in ops]!=[o.name for o in other.ops]: return False
+    wrong = {i for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other.ops[i])}
+    if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, {**self.graph.doubts, **{i:1 for i in wrong}})
+    return bool(wrong)
 
 @patch
 def _error(self:Condenser, trial): return self.reference.error(trial.model, trial.inputs)
@@ -151,7 +167,13 @@ _widths = {
     nn.Embedding: lambda m: (1,m.embedding_dim),
     nn.EmbeddingBag: lambda m: (1,m.embedding_dim),
     nn.MultiheadAttention: lambda m: (m.embed_dim,m.num_heads*m.head_dim),
-    nn.RNNBase: lambda m: (m.input_size,m.hidden_size)}
+    nn.RNNBase: lambda m: (m.input_size,m.hidden_size),
+    Constant: lambda m: (0,len(m.value))}
+
+def _module_at(model, name):
+    "A module of a condensed network; `None` if it went with one that it was in."
+    try: return model.get_submodule(name)
+    except AttributeError: return None
 
 def _width(m): return next((f(m) for cls,f in _widths.items() if isinstance(m, cls)), None)
 
@@ -159,14 +181,14 @@ def _width(m): return next((f(m) for cls,f in _widths.items() if isinstance(m, c
 def _report(self:Condenser, trial, error, spared):
     "Compare the network with its copy."
     layers,kept,model = [],[],trial.model
-    called = {c.name for c in self.graph.tape.calls}
     for name,old in self.plain.named_modules():
         if (before := _width(old)) is None or not any(True for _ in old.parameters(recurse=False)): continue
-        new = model.get_submodule(name)
-        after = _width(new)
-        sizes = [sum(p.numel() for p in m.parameters(recurse=False)) for m in (old,new)]
+        new = _module_at(model, name)
+        after = (0,0) if new is None else _width(new)
+        sizes = [sum(p.numel() for p in m.parameters(recurse=False)) if m else 0 for m in (old,new)]
         layers.append(dict(layer=name, type=type(old).__name__, inputs_before=before[0], inputs_after=after[0],
             outputs_before=before[1], outputs_after=after[1], params_before=sizes[0], params_after=sizes[1]))
+        if new is None or isinstance(new, Constant): continue
         kept += [dict(layer=name or 'the model', units=n, reason=why) for why,n in self._dead(name, old, trial.plan, spared).items()]
         kept += [dict(layer=f'inputs of {name or "the model"}', units=n, reason=why) for why,n in self._unread(name).items()]
     spare = self._input_units()

@@ -125,7 +125,8 @@ def _stack(graph, op, xs, dim=0):
 def _joined_along(graph, op, xs, dim):
     shape = op.out.shape
     n,why = len(shape),f'concatenated in {place(op)}'
-    lively = [x for x in xs if not x.neutral and not x.bare]
+    lively,fixed = [x for x in xs if not x.neutral and not x.bare],any(x.neutral for x in xs) # constants may be made to fill up
+    if fixed and graph.doubt(op): return barrier(graph, op, *xs)
     across = [d for d in range(n) if d!=dim and any(x.varies(d) for x in lively)]
     if across and not any(x.varies(dim) for x in lively): # all parts have the same units across
         first = lively[0].ids.narrow(dim, 0, 1)
@@ -138,7 +139,8 @@ def _joined_along(graph, op, xs, dim):
         xs = [graph.settled(x, op) for x in xs]
         xs = [Signal(*[spread(v, dim, x.shape) for v in graph.along(x, dim, why)]) if across or x.bare else x for x in xs]
         ids = [x.ids for x in xs]
-    return Signal(*[_joined(ts, dim, shape) for ts in (ids, [x.const for x in xs])])
+    out = Signal(*[_joined(ts, dim, shape) for ts in (ids, [x.const for x in xs])])
+    return graph.guessed(op, out) if fixed else out
 
 def _joined(ts, dim, shape):
     "Concatenate tensors; what is only expanded in all of them stays so."
@@ -152,6 +154,7 @@ def _pad(graph, op, x, pad, mode='constant', value=None):
     n = len(x.shape)
     pads = {n-1-i//2:(pad[i],pad[i+1]) for i in range(0, len(pad), 2) if pad[i] or pad[i+1]}
     inside = [d for d in pads if not x.varies(d)]
+    if len(inside)<len(pads) and graph.doubt(op): return barrier(graph, op, x)
     constant = op.name in ('pad','constant_pad_nd') and mode=='constant'
     if not constant and len(inside)<len(pads): return barrier(graph, op, x)
     for d,(a,b) in pads.items():
@@ -170,7 +173,7 @@ def _pad(graph, op, x, pad, mode='constant', value=None):
             const = torch.where(agree, x.const.narrow(d, 0, 1), torch.nan) if not (agree := _same_along(x.const, d)).all() else x.const.narrow(d, 0, 1)
             if constant: const = torch.where(const==value, const, torch.nan)
             x = Signal(ids, compact(const.expand(ids.shape)))
-    return x
+    return graph.guessed(op, x) if len(inside)<len(pads) else x
 
 def _same_along(t, d):
     first = t.narrow(d, 0, 1)

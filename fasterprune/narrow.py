@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
-           'narrow_attention', 'is_plain', 'make_plain']
+           'narrow_attention', 'Constant', 'geometry_of', 'replace_module', 'is_plain', 'make_plain', 'blueprint',
+           'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
 from functools import cache
@@ -173,6 +174,41 @@ def narrow_attention(
     width,read = m.out_proj.weight.shape[::-1][0],(m.in_proj_weight if m.in_proj_weight is not None else m.q_proj_weight).shape[1]
     m.head_dim,m.embed_dim = width//heads,read
 
+# %% ../nbs/04e_narrow.ipynb #4d82d087
+class Constant(nn.Module):
+    "Gives out the same for each item and position."
+    def __init__(self,
+        value:Tensor,      # (units,)
+        dim:int,           # dimension of the output along which the units are
+        geometry:dict=None # of a convolution: kernel_size, stride, padding, dilation; `None`: as many positions as come in
+    ):
+        super().__init__()
+        self.dim,self.geometry = dim,geometry
+        if (value!=0).any(): self.value = nn.Parameter(value)
+        else: self.register_buffer('value', value)
+
+    def forward(self, x, *args, **kwargs):
+        shape = list(x.shape)
+        shape[self.dim] = len(self.value)
+        if self.geometry:
+            for i,(k,s,p,d) in enumerate(zip(*[self.geometry[n] for n in ('kernel_size','stride','padding','dilation')])): shape[2+i] = (shape[2+i]+2*p-d*(k-1)-1)//s + 1
+        return self.value.view([-1 if d==self.dim else 1 for d in range(len(shape))]).expand(shape).clone()
+
+    def extra_repr(self): return f'{len(self.value)} units'
+
+def geometry_of(
+    m:nn.Module # any module
+) -> dict|None:
+    "What `Constant` has to know of a convolution."
+    if not isinstance(m, nn.modules.conv._ConvNd) or m.transposed or isinstance(m.padding, str) or m.padding_mode!='zeros': return None
+    return {k:tuple(getattr(m, k)) for k in ('kernel_size','stride','padding','dilation')}
+
+def replace_module(model, name, new):
+    "Put `new` in the place of the module `name`."
+    parent,_,child = name.rpartition('.')
+    old = model.get_submodule(name)
+    setattr(model.get_submodule(parent), child, new.train(old.training))
+
 # %% ../nbs/04e_narrow.ipynb #aa6e52d8
 def _hooks_of(m): return [h for h in m._forward_pre_hooks.values() if isinstance(h, prune.BasePruningMethod) or type(h).__name__ in ('WeightNorm','SpectralNorm')]
 
@@ -200,3 +236,25 @@ def make_plain(
             elif type(h).__name__=='WeightNorm': nn.utils.remove_weight_norm(m, h.name)
             else: nn.utils.remove_spectral_norm(m, h.name)
     for m,training in modes.items(): m.training = training
+
+# %% ../nbs/04e_narrow.ipynb #b7720937
+def blueprint(
+    small:nn.Module # a condensed network
+) -> dict: # plain data
+    "What `follow` needs to make of a dense network the modules of `small`."
+    named = dict(small.named_modules())
+    return dict(norms={n:[m.dim,m.gone,m.group] for n,m in named.items() if isinstance(m, NarrowNorm)},
+        heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
+        constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
+
+def follow(
+    model:nn.Module, # a dense network; changed
+    plan:dict,       # what `blueprint` gave
+    tensors:dict     # tensors of the condensed network by name
+):
+    "Give a dense network the modules and tensors of a condensed one."
+    for n,(dim,geometry) in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], dim, geometry))
+    put_tensors(model, {k:tensors[k] for k in model.state_dict()})
+    for n,(dim,gone,group) in plan['norms'].items(): become_narrow(model.get_submodule(n), dim, gone, group)
+    for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
+    for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)

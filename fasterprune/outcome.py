@@ -83,7 +83,9 @@ class CondenseReport:
             change('inputs', self.inputs_before, self.inputs_after), error, '']
         if not self.removed: lines.append('Nothing could be removed: the network is an equal copy.')
         rows = [(l['layer'] or 'the model', f"{l['inputs_before']} -> {l['inputs_after']}", f"{l['outputs_before']} -> {l['outputs_after']}") for l in self.layers]
-        lines += [f'{a:<24}{b:>18}{c:>18}' for a,b,c in [('layer','inputs','outputs')] + rows]
+        rows = [('layer','inputs','outputs')] + rows
+        widths = [max(len(r[i]) for r in rows) for i in range(3)]
+        lines += [f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}' for a,b,c in rows]
         if self.kept: lines += ['', 'Dead, but stayed:'] + [f"{k['layer']}: {k['units']} unit{'s'*(k['units']>1)} ({k['reason']})" for k in self.kept]
         return '\n'.join(lines)
     __repr__ = __str__

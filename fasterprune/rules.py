@@ -161,7 +161,7 @@ def _known(const, f):
     out = f(const.clone()).double()
     return torch.where(const.isnan() | ~out.isfinite(), torch.nan, out)
 
-_pointwise_ops = ('relu relu6 leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid log_sigmoid hardtanh hardswish hardsigmoid '
+_pointwise_ops = ('relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid log_sigmoid hardtanh hardswish hardsigmoid '
     'hardshrink softshrink tanhshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square sqrt rsqrt reciprocal log log2 log10 log1p sin cos tan '
     'asin acos atan sinh cosh asinh acosh atanh erf erfc sign sgn floor ceil round trunc frac nan_to_num logit rsub pow add sub mul div true_divide '
     'floor_divide remainder fmod eq ne lt le gt ge isnan isinf isfinite logical_not bitwise_not positive negative clip absolute float_power exp2 '

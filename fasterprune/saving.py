@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fasterprune
+from .capture import *
 from .narrow import *
 from .selector import *
 from .outcome import *
@@ -52,7 +53,7 @@ def replacing(
     finally: temp.unlink(missing_ok=True)
 
 # %% ../nbs/05a_saving.ipynb #d9dfb8fb
-_format = 1
+_format = 2
 
 @patch
 def save(self:Condensed,
@@ -62,7 +63,7 @@ def save(self:Condensed,
     path = check_writable(path)
     tensors = {f'model.{k}':v.detach().cpu().clone().contiguous() for k,v in self.model.state_dict().items()}
     tensors.update({f'inputs.{k}':v.cpu().clone() for k,v in self.inputs.state_dict().items()})
-    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes,
+    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes, modules=self.blueprint,
         report=asdict(self.report))
     with replacing(path) as temp: save_file(tensors, temp, metadata=dict(blueprint=json.dumps(blueprint)))
     return path
@@ -97,8 +98,9 @@ def load_condensed(
         if here.get(k)!=there.get(k): raise ValueError(f'{path} was saved from a network with {k!r} of shape {there.get(k, "(none)")}, and the model has '
             f'{here.get(k, "(none)")}: build the dense network that was condensed')
     try:
-        small = deepcopy(model)
-        put_tensors(small, {k:tensors[f'model.{k}'] for k in there})
+        small,special = copy_of(model),blueprint['modules']
+        if special['plain']: make_plain(small)
+        follow(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
         kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
-        return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there)
+        return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there, special)
     except (KeyError, AttributeError, TypeError, RuntimeError) as e: raise _damaged(path, e) from e
