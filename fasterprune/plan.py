@@ -15,7 +15,7 @@ from .capture import *
 from .narrow import *
 from .graph import *
 from .layers import effective, outputs_first
-from .rules import Signal, distinct, uniform
+from .rules import Signal, distinct, rows_of
 
 # %% ../nbs/04f_plan.ipynb #a4fbc0f1
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def _constant(graph, plan, call, m, s):
     "What is left of a module, if it is constant; else `None`."
     x,dims = (call.args or (None,))[0],[d for d in range(1, len(s.shape)) if s.varies(d)]
     if not isinstance(x, Tensor) or x.ndim!=len(s.shape) or len(dims)!=1 or not isinstance(graph.env.get(id(x)), Signal): return None
-    units,const,d = s.ids.movedim(dims[0], 0).reshape(s.shape[dims[0]], -1)[:,0],distinct(s.const),dims[0]
-    agree = torch.tensor([uniform(const, e) or e==d for e in range(const.ndim)]).all()
-    value = const.movedim(d, 0).flatten(1)[:,0].expand(len(units)) if agree else torch.full((len(units),), torch.nan, dtype=torch.float64)
+    d = dims[0]
+    units,consts = rows_of(s.ids, d)[:,0],rows_of(s.const, d)
+    value = torch.where((consts==consts[:,:1]).all(1), consts[:,0], torch.nan)
     if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].linked.any(1) | ~value.isnan(), value, 0.) # nobody hears what they are
     stay = plan.keep[units]
     if (value.isnan() & graph.needed[units])[stay].any(): return None
