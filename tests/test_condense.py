@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.all import *
 from nets import as_tuple, gap, halve, perturb, random_net
+from fasterprune.narrow import Constant
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)
