@@ -50,9 +50,10 @@ class Condenser:
         model:nn.Module, # the network, with zeros in its weights, whoever made them
         sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
         inputs:bool=True, # remove features of the input, too?
-        round_to:int=1   # what the widths of layers are to be multiples of; a layer that is less wide stays whole
+        round_to:int=1,  # what the widths of layers are to be multiples of; a layer that is less wide stays whole
+        expand:bool=False # may a residual branch be narrower than its stream, over which its last layer then spreads it? It has fewer parameters, and takes time
     ):
-        store_attr('model,inputs,round_to')
+        store_attr('model,inputs,round_to,expand')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = as_tuple(sample)
@@ -93,7 +94,7 @@ def _analyze(self:Condenser):
     self.plain = self.model
     if not is_plain(self.model): make_plain(plain := copy_of(self.model)); self.plain = plain
     known = self.plain is self.model and _shape_of(self.model)==self.shape
-    self.graph = Graph(self.plain, self.sample, self.tape if known else None)
+    self.graph = Graph(self.plain, self.sample, self.tape if known else None, expand=self.expand)
 
 def _shape_of(model): return [(n, id(t), t.shape) for n,t in model.state_dict(keep_vars=True).items()]
 
@@ -135,7 +136,7 @@ def _fitting(self:Condenser, verify):
         op = graph.tape.ops[wrong]
         doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and bool(o.line) and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}
         doubts[wrong] = graph.doubts.get(wrong, 0)+1
-        self.graph = Graph(self.plain, self.sample, graph.tape, doubts)
+        self.graph = Graph(self.plain, self.sample, graph.tape, doubts, self.expand)
 
 @patch
 def _doubt_numbers(self:Condenser):
@@ -144,7 +145,7 @@ def _doubt_numbers(self:Condenser):
     other = capture(copy_of(self.plain).to(dtype) if dtype else self.plain, self.reference.cases[-1][0], one_operation)
     if [o.name for o in ops]!=[o.name for o in other.ops]: return False
     wrong = {i for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other.ops[i])}
-    if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, {**self.graph.doubts, **{i:1 for i in wrong}})
+    if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, {**self.graph.doubts, **{i:1 for i in wrong}}, self.expand)
     return bool(wrong)
 
 @patch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .capture import *
 from .narrow import *
 from .rules import *
-from .rules import Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
+from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
 
 # %% ../nbs/03_graph.ipynb #728029cd
@@ -28,16 +28,18 @@ class Graph:
         model:nn.Module, # the network; not changed
         sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
         tape:Tape=None,  # what `model` does to some items of `sample`, if it is known
-        doubts:dict=None # how often each guess, by number of its operation, turned out to be wrong
+        doubts:dict=None, # how often each guess, by number of its operation, turned out to be wrong
+        expand:bool=False # may a branch have fewer units than the stream that it is added to?
     ):
         self.model,self.n_ids,self.ties = model,0,[]
-        self.tape,self.doubts = tape or watch(model, sample),doubts or {}
+        self.tape,self.doubts,self.expand = tape or watch(model, sample),doubts or {},expand
         self.pins = []      # pairs of units that have to stay and the reason, in order of execution, as all that follows
         self.joins = []     # pairs of units and why layers share them
         self.borders = []   # pairs of units with a constant that padding makes vary, and where
         self.reads = []     # a `Read` for each call of a layer that reads units and makes others
         self.norms = []     # a `Norm` for each call of a layer that normalizes over units
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
+        self.branches = []  # a `Branch` for each that is added to a stream and may have fewer units
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
@@ -151,6 +153,7 @@ def elementwise(self:Graph, op, tensors):
     def _repeated(x): # read by many units, and not cut with them
         return any(x.shape[d]==1<op.out.shape[d] for d in split) and not any(x.shape[d]>1 and o.varies(d) for d in split for o in lively)
     whole = [x for x in lively if not _repeated(x)]
+    if self.expand and op.name.removesuffix('_')=='add' and len(whole)==len(xs)==2 and (i := self._branch(op, whole)) is not None: del whole[i]
     for x in lively:
         if _repeated(x): self.pin(x.ids, f'read by {op.name} in {place(op)}, which repeats it')
     for x in xs:
@@ -162,6 +165,20 @@ def elementwise(self:Graph, op, tensors):
         if ids.shape[d]>1 and any(not x.varies(d) for x in whole): ids = ids.narrow(d, 0, 1)
     ids = ids.expand(op.out.shape)
     return [ids, *[distinct(x.const) for x in xs]]
+
+@patch
+def _branch(self:Graph, op, xs):
+    "Number of the one of two factors that is a branch: what a layer gives out, for nobody else."
+    for i,(x,other) in enumerate(zip(xs, xs[::-1])):
+        calls = [c for c in self.tape.calls if c.out is op.args[i]]
+        dims = [d for d in range(len(x.shape)) if x.varies(d)]
+        uses = self.taken[id(op.args[i])] if op.out is op.args[i] else self.n_uses(op.args[i]) # in place it is used on
+        if not calls or uses>1 or len(dims)!=1 or x.shape!=other.shape or [d for d in dims if not other.varies(d)]: continue
+        m = self.model.get_submodule(calls[0].name)
+        if not isinstance(m, (nn.Linear,nn.modules.conv._ConvNd,nn.modules.batchnorm._BatchNorm)) or sum(c.name==calls[0].name for c in self.tape.calls)>1: continue
+        (cols,const),(rows,_) = [self.along(s, dims[0]) for s in (x,other)]
+        self.branches.append(Branch(calls[0].name, dims[0], rows, cols, const))
+        return i
 
 _verbs = dict(add='added', sub='subtracted', mul='multiplied', div='divided', cat='concatenated')
 
@@ -227,7 +244,7 @@ def _perform(self:Graph):
     for name,t in self.tensors.items(): self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
     self.twins = {_geometry(t):name for name,t in self.tensors.items() if t.numel()>1}
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
-    self.stored = {}
+    self.stored,self.taken = {},Counter()
     for x in tape.inputs: self._input(x)
     for t in tensors_in(tape.inputs): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
@@ -287,6 +304,7 @@ def _step(self:Graph, op):
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
     self.uses.update(a.name for a in given if isinstance(a, Param))
+    self.taken.update(map(id, tensors_in([op.args,op.kwargs])))
     if not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
     in_place = op.name.endswith('_') and not op.name.endswith('__') and op.args and op.out is op.args[0]
@@ -334,6 +352,7 @@ def _unite(self:Graph):
     self.given = {k:replace(s, ids=_map(units, s.ids)) for k,s in self.given.items() if isinstance(s, Signal)}
     self.reads = [replace(r, rows=units[r.rows], cols=units[r.cols], const=self._agreed(r)) for r in self.reads]
     self.norms = [replace(m, units=units[m.units]) for m in self.norms]
+    self.branches = [replace(b, rows=units[b.rows], cols=units[b.cols]) for b in self.branches]
     self.sizes = [replace(s, units=units[s.units]) for s in self.sizes if (s.units>=0).all()]
     for name in ('pins','joins','borders'): setattr(self, name, [(units[ids].unique(), why) for ids,why in getattr(self, name)])
     sizes = torch.bincount(units, minlength=n)
@@ -375,6 +394,7 @@ def _ask(self:Graph):
     while count != self.needed.sum():
         count = self.needed.sum()
         for r in reversed(self.reads): self.needed[r.cols[r.linked[self.needed[r.rows]].any(0) & r.const.isnan()]] = True
+        for b in self.branches: self.needed[b.cols[self.needed[b.rows] & b.const.isnan()]] = True
         for m in self.norms:
             read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)
             read[m.group[self.needed[m.units]]] = True

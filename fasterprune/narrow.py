@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
-           'narrow_attention', 'Constant', 'geometry_of', 'replace_module', 'is_plain', 'make_plain', 'blueprint',
-           'follow']
+           'narrow_attention', 'Widened', 'become_wide', 'Constant', 'geometry_of', 'replace_module', 'is_plain',
+           'make_plain', 'blueprint', 'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
 from functools import cache
@@ -174,6 +174,37 @@ def narrow_attention(
     width,read = m.out_proj.weight.shape[::-1][0],(m.in_proj_weight if m.in_proj_weight is not None else m.q_proj_weight).shape[1]
     m.head_dim,m.embed_dim = width//heads,read
 
+# %% ../nbs/04e_narrow.ipynb #d367a35e
+class Widened:
+    "A layer whose outputs are spread over a wider stream; a base to put before the class of the layer."
+    def forward(self, x):
+        out = super().forward(x)
+        if self.fill:
+            shape = [-1 if d==self.dim else 1 for d in range(out.ndim)]
+            rest = [len(self.fill) if d==self.dim else s for d,s in enumerate(out.shape)]
+            out = torch.cat([out, torch.tensor(self.fill, dtype=out.dtype, device=out.device).view(shape).expand(rest)], self.dim)
+        return out.index_select(self.dim, self.order)
+
+    def __reduce__(self): return _new_wide, (type(self).__mro__[2],), self.__dict__
+
+@cache
+def _wide_class(cls): return type(f'Wide{cls.__name__}', (Widened,cls), dict(__module__=cls.__module__))
+
+def _new_wide(cls):
+    cls = _wide_class(cls)
+    return cls.__new__(cls)
+
+def become_wide(
+    layer:nn.Module, # changed
+    dim:int,         # dimension of its output along which the units are
+    order:list,      # for each unit of the stream, its place among the layer's outputs and the constants that come after them
+    fill:list        # the constants
+):
+    "Let a layer spread its outputs over a wider stream."
+    layer.__class__ = _wide_class(type(layer))
+    layer.dim,layer.fill = dim,fill
+    layer.register_buffer('order', torch.tensor(order, device=next(layer.parameters()).device), persistent=False)
+
 # %% ../nbs/04e_narrow.ipynb #4d82d087
 class Constant(nn.Module):
     "Gives out the same for each item and position."
@@ -244,6 +275,7 @@ def blueprint(
     "What `follow` needs to make of a dense network the modules of `small`."
     named = dict(small.named_modules())
     return dict(norms={n:[m.dim,m.gone,m.group] for n,m in named.items() if isinstance(m, NarrowNorm)},
+        wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
 
@@ -256,5 +288,6 @@ def follow(
     for n,(dim,geometry) in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], dim, geometry))
     put_tensors(model, {k:tensors[k] for k in model.state_dict()})
     for n,(dim,gone,group) in plan['norms'].items(): become_narrow(model.get_submodule(n), dim, gone, group)
+    for n,(dim,order,fill) in plan['wide'].items(): become_wide(model.get_submodule(n), dim, order, fill)
     for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
     for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)

@@ -38,7 +38,10 @@ def _product(graph, op, a, b, left, right, result, bias=None):
             out_op = type(op)(op.name, op.args, op.kwargs, op.out.permute([result.index(c) for c in order]), op.place, op.line)
             out = contract(graph, out_op, shaped, w, bias, -1, axes=axes)
             return out.moved(lambda t: t.permute([order.index(c) for c in result]))
-    a,b = [graph.settled(graph.signal(x), op) for x in (a,b)]
+    a,b = [graph.settled(graph.signal(x), op) if summed else graph.signal(x) for x in (a,b)]
+    if not summed: # a product element by element
+        a,b = [s.moved(lambda t: _align(t, names, result)) for s,names in ((a,left), (b,right))]
+        return rules['mul'](graph, type(op)('mul', op.args, {}, op.out, op.place, op.line), a, b)
     both = [c for c in summed if a.varies(left.index(c)) or b.varies(right.index(c))]
     if not both: return _over_positions(graph, op, a, b, left, right, result, summed)
     if len(both)>1 or any(s.varies(names.index(c)) for s,names in ((a,left),(b,right)) for c in names if c not in both): return barrier(graph, op, a, b)

@@ -104,6 +104,15 @@ class Norm:
     group: Tensor  # number of the group of each
 
 @dataclass(frozen=True)
+class Branch:
+    "A module whose output is added to a stream, and may have fewer units."
+    layer: str    # name of the module
+    dim: int      # dimension of its output along which the units are
+    rows: Tensor  # units of the stream
+    cols: Tensor  # units of the branch
+    const: Tensor # their values, NaN where they depend on the network's input
+
+@dataclass(frozen=True)
 class Size:
     "A size that stands in an attribute of a module."
     layer: str    # name of the module
