@@ -106,6 +106,9 @@ def slice_optimizer(self:Condensed,
     opt # a fastai or torch optimizer of the parameters of the network, which was condensed in place
 ):
     "Cut the state of `opt` as the network was cut, so that training goes on; a `ValueError` if that is not possible, and `opt` is as it was."
+    known = {p for g in opt.param_groups for p in g['params']}
+    new = [n for n,p in self.model.named_parameters() if n not in self.dense and p not in known]
+    if new: raise ValueError(f'{new[0]!r} has taken the place of a dead branch, and the optimizer does not have it: add it, or let the optimizer be made anew')
     slice_state(opt, _slices(self))
 
 # %% ../nbs/05b_learner.ipynb #dc092ef0

@@ -149,7 +149,7 @@ no_constants = 'stack cat_others_in_space unbind divided_by_sum l2 softmax_in_sp
 bare = 'matmul matmul_left bmm einsum functional_linear functional_conv matmul_of_vectors'.split() # there is no bias
 knows = dict.fromkeys(no_constants, dict(dead=())) | dict.fromkeys(['shuffle_pairs','group_norm'], dict(dead=(0,1), unread=(6,7)))
 knows |= dict.fromkeys([*bare, 'transposed_conv', 'transposed_conv1d', 'transposed_conv3d'], dict(keep=5))
-knows |= dict(transposed_depthwise=dict(keep=6))
+knows |= dict(transposed_depthwise=dict(keep=6), nan_to_num=dict(keep=6))
 knows |= dict.fromkeys(['grouped','grouped1d','grouped3d'], dict(keep=6)) # tied channels of the groups emit different constants
 knows |= dict.fromkeys(['transposed_conv_grouped','grouped_quarters','bmm'], dict(keep=8)) # barriers, and groups of two
 knows |= dict(pixel_shuffle=dict(dead=(), unread=(4,5,6,7)), linear_over_channels=dict(last=True), flat_linear=dict(flat=True))
