@@ -44,6 +44,7 @@ class Trial:
     tape: Tape        # what it does to the sample
     narrowed: set     # names of its modules that perform other operations than before
 
+# %% ../nbs/05_condense.ipynb #af9c764a
 class Condenser:
     "Removes from `model` what its zeros have made superfluous; the function that it computes stays exactly the same."
     def __init__(self,
@@ -87,7 +88,7 @@ class Condenser:
         special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model)
         return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices)
 
-# %% ../nbs/05_condense.ipynb #af9c764a
+# %% ../nbs/05_condense.ipynb #f925bae0
 @patch
 def _analyze(self:Condenser):
     "The model may have changed since the last time."
@@ -124,6 +125,7 @@ def _try(self:Condenser, candidates):
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
     return Trial(model, selector, plan, slices, tape, narrowed)
 
+# %% ../nbs/05_condense.ipynb #02408e7f
 @patch
 def _fitting(self:Condenser, verify):
     "A copy whose operations do what they were taken for; where one does not, it is analyzed anew, in doubt of that and its like."
@@ -199,6 +201,7 @@ def _report(self:Condenser, trial, error, spared):
     n_in = [sum(x[:1].numel() if x.ndim else 1 for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
     return CondenseReport(n_params(self.model), n_params(model), count_macs(self.graph.tape), count_macs(trial.tape), *n_in, error, layers, kept)
 
+# %% ../nbs/05_condense.ipynb #e0046b07
 @patch
 def _dead(self:Condenser, name, m, plan, spared):
     "How many outputs of a layer are dead but stayed, for which reason."

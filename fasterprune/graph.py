@@ -56,6 +56,7 @@ class Graph:
         self._ask()
         self.readers = {id(self.tensors[r.weight]):r for r in self.reads}
 
+# %% ../nbs/03_graph.ipynb #7d431a53
 def watch(
     model:nn.Module, # the network
     sample           # an input, or a tuple of inputs, as `model` takes them; batch first
@@ -70,7 +71,7 @@ def watch(
 
 one_operation = nn.MultiheadAttention,NarrowNorm # modules that are not looked into
 
-# %% ../nbs/03_graph.ipynb #7d431a53
+# %% ../nbs/03_graph.ipynb #4d640679
 @patch
 def fresh(self:Graph, n):
     "`n` new units."
@@ -112,6 +113,7 @@ def fix(self:Graph, param, reason):
         self.pin(ids, reason)
         self.bind(param, param.dims[dim], ids, 'follows')
 
+# %% ../nbs/03_graph.ipynb #fac30d18
 @patch
 def along(self:Graph, signal, dim, why=None):
     "Unit and constant of each index along `dim`: other positions are the same unit, and constant if they agree."
@@ -143,6 +145,7 @@ def settled(self:Graph, x, op):
     self.pin(ids, f'a constant of the code in {place(op)}')
     return Signal(ids.expand(x.shape), x.const)
 
+# %% ../nbs/03_graph.ipynb #6a46d6a6
 @patch
 def elementwise(self:Graph, op, tensors):
     "Units of what comes of `tensors` element by element, and the constants of each of them, ready to be broadcast."
@@ -182,6 +185,7 @@ def _branch(self:Graph, op, xs):
 
 _verbs = dict(add='added', sub='subtracted', mul='multiplied', div='divided', cat='concatenated')
 
+# %% ../nbs/03_graph.ipynb #c8d70830
 @patch
 def _single(self:Graph, op):
     "One unit that stays, for all that comes out."
@@ -279,6 +283,7 @@ def known(self:Graph, t):
 @patch
 def param(self:Graph, t): return self.env[id(t)]
 
+# %% ../nbs/03_graph.ipynb #01c29054
 @patch
 def _input(self:Graph, x):
     "An input with a unit for each element of an item."
@@ -319,6 +324,7 @@ def _step(self:Graph, op):
 
 _most_bare = 1_000_000 # elements of parameters that are followed one by one
 
+# %% ../nbs/03_graph.ipynb #8ef06b73
 @patch
 def _in_place(self:Graph, op, t, s, args):
     "What is changed is seen by all that share its memory; what shows another part of it is not followed."
@@ -375,6 +381,7 @@ def _place_bare(self:Graph, name, units, alone):
         return
     self.pins.append((units.unique(), f'{name} cannot be cut'))
 
+# %% ../nbs/03_graph.ipynb #8a1f98d1
 @patch
 def _agreed(self:Graph, read):
     "What is constant at all calls of a layer, and the same; else it can't be accounted for in its weight and bias."

@@ -76,6 +76,7 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     if name=='select': return graph.guessed(op, x.moved(lambda t: t.select(dim, start)))
     return graph.guessed(op, x.moved(lambda t: aten.slice(t, dim, start, stop, step)))
 
+# %% ../nbs/02d_movement.ipynb #ad788492
 @rule('chunk', 'split', 'split_with_sizes', 'tensor_split', 'unsafe_chunk', 'unsafe_split')
 def _split(graph, op, x, how, dim=0):
     param,x = x,graph.signal(x)
@@ -147,6 +148,7 @@ def _joined(ts, dim, shape):
     index = tuple(slice(0, 1) if d!=dim and all(t.stride(d)==0 for t in ts) else slice(None) for d in range(len(shape)))
     return torch.cat([t[index] for t in ts], dim).expand(shape)
 
+# %% ../nbs/02d_movement.ipynb #2bc22727
 @rule('pad', 'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d', 'reflection_pad3d', 'replication_pad1d', 'replication_pad2d', 'replication_pad3d')
 def _pad(graph, op, x, pad, mode='constant', value=None):
     if op.name=='constant_pad_nd': mode,value = 'constant',0 if mode=='constant' else mode
@@ -217,6 +219,7 @@ def _heads(graph, op, dims, shape):
     counts = {v for k,v in vars(module).items() if type(v) is int and 'head' in k and 'dim' not in k and 'size' not in k}
     return next((d for d in reversed(dims[:-1]) if shape[d] in counts), None)
 
+# %% ../nbs/02d_movement.ipynb #c428b2f9
 def _runs(a, b):
     "The dimensions of shape `b`, in the smallest runs that hold the same elements as some of `a`."
     a,b,i,j,n_dims,runs = [*a, *[1]*len(b)],[*b, *[1]*len(a)],0,0,len(b),[]

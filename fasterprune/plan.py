@@ -133,6 +133,7 @@ def spread_out(branch, plan):
     place = torch.where(stays, stays.cumsum(0)-1, int(stays.sum()) + (rows&~stays).cumsum(0)-1)
     return place[rows].tolist(),branch.const[rows&~stays].nan_to_num().tolist()
 
+# %% ../nbs/04f_plan.ipynb #c3411f4e
 def _fold(r, plan, new, old):
     "Account for the constants that a layer no longer reads."
     stays = plan.keep[r.cols]

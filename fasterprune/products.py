@@ -56,6 +56,7 @@ def _made(graph, op):
     graph.pin(ids, f'made by {op.name} in {place(op)}')
     return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))
 
+# %% ../nbs/02e_products.ipynb #c66fe3df
 def _over_positions(graph, op, a, b, left, right, result, summed):
     "A product summed over dimensions along which all is of the same unit."
     parts,zeros = [],[]
@@ -130,59 +131,45 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
     return Signal(ids, const.expand(op.out.shape) if mask is None else zero_or_unknown(const==0).expand(op.out.shape))
 
 # %% ../nbs/02e_products.ipynb #6b9cddf7
-def _argument(args, module, i, name, default=None): return args[i] if len(args)>i else default
+def _param_of(graph, m, name):
+    "A parameter of a module as a `Param`; `None` if it has none of this name."
+    try: return graph.param(m.get_parameter(name))
+    except AttributeError: return None
 
 @rule('MultiheadAttention')
 def _multihead(graph, op, *args, module=None, **kwargs):
-    layer,m = op.place,module
-    q,k,v,*args = [*args, *[kwargs.pop(n) for n in ('query','key','value')[len(args):]], *kwargs.values()]
-    def _param(name): return None if (p := m.get_parameter(name) if _has(m, name) else None) is None else graph.param(p)
-    if any(p is not None for p in (m.bias_k,m.bias_v)) or m.add_zero_attn: return barrier(graph, op, q, k, v, *[graph.param(p) for p in m.parameters()])
-    units = graph.fresh(m.num_heads)
-    head_dim = _param('out_proj.weight').value.shape[1]//m.num_heads
-    heads = units.repeat_interleave(head_dim)
-    consts = []
-    packed = m.in_proj_weight is not None
-    for i,(x,name) in enumerate(((q,'q_proj_weight'), (k,'k_proj_weight'), (v,'v_proj_weight'))):
-        x = graph.settled(graph.signal(x), op)
-        weight = _param('in_proj_weight' if packed else name)
-        if i==0 or not packed: graph.bind(weight, 0, heads.repeat(3) if packed else heads)
-        cols,const = graph.along(x, -1)
-        graph.bind(weight, 1, cols, 'reads')
-        consts.append((x,weight,cols,const,i))
-    bias = _param('in_proj_bias')
-    graph.bind(bias, 0, heads.repeat(3))
-    n = len(heads)
-    value = None
-    for x,weight,cols,const,i in consts:
-        w = weight.value[i*n:(i+1)*n] if packed else weight.value
-        linked = (w!=0).cpu()
-        known = ~const.isnan() & (const!=0)
-        if i==2:
-            out = (bias.double()[2*n:] if bias else torch.zeros(n, dtype=torch.float64))
-            if known.any(): out = out + w[:,known].double().cpu() @ const[known]
-            value = torch.where(linked[:,const.isnan()].any(1), torch.nan, out)
-    if packed:
-        agreed = torch.stack([c for *_,c,_ in consts])
-        const = torch.where((agreed==agreed[0]).all(0), agreed[0], torch.nan)
-        graph.reads.append(Read(layer, consts[0][1].name, bias and bias.name, heads.repeat(3), consts[0][2], const, (consts[0][1].value!=0).cpu(), False))
-        for _,_,cols,_,_ in consts[1:]: graph.tie(consts[0][2], cols)
-    else:
-        for x,weight,cols,const,i in consts: # the biases of all three are one parameter
-            graph.reads.append(Read(layer, weight.name, None, heads, cols, zero_or_unknown(const==0), (weight.value!=0).cpu(), False))
-    shape = op.out[0].shape
-    if len(consts) and (op.out[1] is not None and graph.n_uses(op.out[1])): graph.pin(units, f'the attention weights of {place(op)} are used')
-    masks = [a for a in leaves(args) if isinstance(a, (Signal,Param,Tensor))]
+    q,k,v,*others = [*args, *[kwargs.pop(n) for n in ('query','key','value')[len(args):]], *kwargs.values()]
+    if module.bias_k is not None or module.add_zero_attn: return barrier(graph, op, q, k, v, *map(graph.param, module.parameters()))
+    out_weight,out_bias = [_param_of(graph, module, f'out_proj.{n}') for n in ('weight','bias')]
+    graph.heads[op.place] = heads = graph.fresh(module.num_heads)
+    units = heads.repeat_interleave(out_weight.value.shape[1]//module.num_heads)
+    value = _read_by_heads(graph, op, module, units, [graph.settled(graph.signal(x), op) for x in (q,k,v)])
+    masks = [a for a in leaves(others) if isinstance(a, (Signal,Param,Tensor))]
     for a in masks: graph.pin(graph.signal(a).ids, f'a mask of {place(op)}')
-    if masks: value = zero_or_unknown(value==0) # masked
-    weight,bias = _param('out_proj.weight'),_param('out_proj.bias')
-    mid = Signal(heads.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
-    inner = type(op)('linear', op.args, op.kwargs, op.out[0], layer, op.line)
-    graph.heads[layer] = units
-    out = contract(graph, inner, mid, weight, bias, -1)
-    attended = op.out[1]
-    return [out, *([] if attended is None else [_made(graph, type(op)(op.name, (), {}, attended, op.place))])]
+    if masks: value = zero_or_unknown(value==0)
+    out,weights = op.out
+    if weights is not None and graph.n_uses(weights): graph.pin(heads, f'the attention weights of {place(op)} are used')
+    shape = out.shape
+    attended = Signal(units.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
+    projected = contract(graph, type(op)('linear', (), {}, out, op.place, op.line), attended, out_weight, out_bias, -1)
+    return [projected, *([] if weights is None else [_made(graph, type(op)(op.name, (), {}, weights, op.place))])]
 
-def _has(m, name):
-    try: return m.get_parameter(name) is not None
-    except AttributeError: return False
+def _read_by_heads(graph, op, m, units, xs):
+    "Note what query, key and value read; the constant of each value."
+    packed,n = m.in_proj_weight is not None,len(units)
+    names = ['in_proj_weight']*3 if packed else ['q_proj_weight','k_proj_weight','v_proj_weight']
+    weights,bias = [_param_of(graph, m, name) for name in names],_param_of(graph, m, 'in_proj_bias')
+    graph.bind(bias, 0, units.repeat(3))
+    found = [graph.along(x, -1) for x in xs]
+    for i,(weight,(cols,const)) in enumerate(zip(weights, found)):
+        rows = units.repeat(3) if packed else units
+        graph.bind(weight, 0, rows)
+        graph.bind(weight, 1, cols, 'reads')
+        # a constant goes to the bias; where query, key and value have weights of their own, all three share one bias, and only 0 can go
+        if packed and i: continue
+        const = torch.where(torch.stack([c==const for _,c in found]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
+        graph.reads.append(Read(op.place, weight.name, bias.name if packed and bias else None, rows, cols, const, (weight.value!=0).cpu(), False))
+    w,const = weights[2].double()[-n:],found[2][1]
+    value = bias.double()[2*n:] if bias else torch.zeros(n, dtype=torch.float64)
+    known = ~const.isnan()
+    return torch.where((w[:,~known]!=0).any(1), torch.nan, value + w[:,known]@const[known])

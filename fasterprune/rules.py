@@ -112,6 +112,7 @@ class Branch:
     cols: Tensor  # units of the branch
     const: Tensor # their values, NaN where they depend on the network's input
 
+# %% ../nbs/02b_rules.ipynb #fe7b59ac
 @dataclass(frozen=True)
 class Size:
     "A size that stands in an attribute of a module."
@@ -204,6 +205,7 @@ def pointwise(graph, op, *args, **kwargs):
         out = torch.where(known, f(*flat, **kwargs).double(), torch.nan)
     return Signal(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
 
+# %% ../nbs/02b_rules.ipynb #240bbc7e
 @rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to', '_to_copy', 'type_as', 'lift_fresh',
     'lift')
 def _unchanged(graph, op, x, *args, **kwargs):
