@@ -92,7 +92,7 @@ class Condenser:
 @patch
 def _analyze(self:Condenser):
     "The model may have changed since the last time."
-    self.plain = self.model
+    self.plain,self.constants = self.model,True
     if not is_plain(self.model): make_plain(plain := copy_of(self.model)); self.plain = plain
     known = self.plain is self.model and _shape_of(self.model)==self.shape
     self.graph = Graph(self.plain, self.sample, self.tape if known else None, expand=self.expand)
@@ -116,7 +116,7 @@ def _try(self:Condenser, candidates):
     allowed = torch.full((graph.n_units,), candidates is None)
     for _,units in candidates or []: allowed[units] = True
     if not self.inputs: allowed[self._input_units()] = False # nor what is tied to them
-    plan,model = make_plan(graph, allowed, self.round_to),copy_of(self.plain)
+    plan,model = make_plan(graph, allowed, self.round_to, self.constants),copy_of(self.plain)
     slices = apply_plan(model, graph, plan)
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs])
     old = dict(self.plain.named_modules())
@@ -134,6 +134,9 @@ def _fitting(self:Condenser, verify):
         graph = self.graph
         wrong = wrong_guess(graph, trial.plan, trial.tape, trial.narrowed)
         if wrong is None: return trial
+        if any(isinstance(m, Constant) for m in trial.model.modules()) and self.constants: # does the code look at what was replaced?
+            self.constants = False
+            continue
         if wrong<0 or graph.doubts.get(wrong, 0)>2: return trial if verify else self._try([])
         op = graph.tape.ops[wrong]
         doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and bool(o.line) and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}

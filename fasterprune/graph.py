@@ -43,6 +43,7 @@ class Graph:
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
+        self.cuts = {}      # number of each operation that takes a part -> units before its start
         self.guesses = {}   # number of each operation that may not do what it seems to do -> units of what comes out
         self.layers = {}    # weight of each Linear layer and convolution -> its number of groups
         self.uses = Counter() # how many operations take a parameter
@@ -354,7 +355,7 @@ def _unite(self:Graph):
     self.bound = {k:units[ids] for k,ids in self.bound.items()}
     self.inputs = [None if ids is None else units[ids] for ids in self.inputs]
     self.guesses = {k:[_map(units, ids) for ids in outs] for k,outs in self.guesses.items()}
-    self.heads = {k:units[ids] for k,ids in self.heads.items()}
+    self.heads,self.cuts = [{k:units[ids] for k,ids in d.items()} for d in (self.heads,self.cuts)]
     self.given = {k:replace(s, ids=_map(units, s.ids)) for k,s in self.given.items() if isinstance(s, Signal)}
     self.reads = [replace(r, rows=units[r.rows], cols=units[r.cols], const=self._agreed(r)) for r in self.reads]
     self.norms = [replace(m, units=units[m.units]) for m in self.norms]

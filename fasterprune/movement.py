@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fasterprune.capture import *
 from fasterprune.rules import *
-from fasterprune.rules import Param, Signal, aten, barrier, compact, distinct, leaves, nothing, place, rule, spread, uniform
+from fasterprune.rules import Param, Signal, aten, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, spread, uniform
 from fasterprune.layers import *
 
 # %% ../nbs/02d_movement.ipynb #4522d6c0
@@ -73,6 +73,7 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
         if step!=1: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
         else:
             _cut(graph, op, x, dim, start, stop)
+            graph.cuts[graph.at] = rows_of(x.ids, dim)[:start,0]
     if name=='select': return graph.guessed(op, x.moved(lambda t: t.select(dim, start)))
     return graph.guessed(op, x.moved(lambda t: aten.slice(t, dim, start, stop, step)))
 

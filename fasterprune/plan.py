@@ -25,6 +25,8 @@ class Plan:
     carriers: Tensor # those that stay as carriers
     lonely: Tensor   # those that stay as the last of their layer
     rounded: Tensor  # those that stay to make widths round
+    allowed: Tensor  # those that may be removed
+    constants: bool  # may modules be replaced by constants?
 
 # %% ../nbs/04f_plan.ipynb #75002280
 def _emits(read): return read.const.nan_to_num() != 0
@@ -45,7 +47,8 @@ def _short(graph, name, dim, units, keep, round_to):
 def make_plan(
     graph:Graph,    # the analyzed network
     allowed:Tensor, # for each unit, may it be removed?
-    round_to:int=1  # what the widths of layers are to be multiples of, if they have as many units
+    round_to:int=1, # what the widths of layers are to be multiples of, if they have as many units
+    constants:bool=True # may modules be replaced by constants?
 ) -> Plan:
     "Decide which units stay: those that are needed, one in each layer, and a carrier wherever constants can't go to a bias."
     keep,count = graph.needed | ~allowed,-1
@@ -67,23 +70,25 @@ def make_plan(
         if count==keep.sum():
             more = next((s for key,units in graph.bound.items() if len(s := _short(graph, *key, units, keep, round_to))), [])
             keep[more] = rounded[more] = True
-    return Plan(keep, carriers, lonely, rounded)
+    return Plan(keep, carriers, lonely, rounded, allowed, constants)
 
 # %% ../nbs/04f_plan.ipynb #29a3579d
 def dead_modules(
     graph:Graph, # the analyzed network
     plan:Plan    # which units stay
 ) -> dict: # `Constant` by name of module
-    "Modules with parameters whose outputs are constants, or needed by nobody."
-    found,spans = {},[]
-    if not graph.live: return found # then the network has no other branch
-    for c in sorted(graph.tape.calls, key=lambda c: c.first-c.last):
+    "Layers whose outputs are constants, or needed by nobody; those with hooks stay, for they may be looked at."
+    found = {}
+    if not (graph.live and plan.constants): return found # it has to have another branch
+    for c in graph.tape.calls:
         m = graph.model.get_submodule(c.name)
         s = graph.given.get(c.name)
-        if not c.name or not isinstance(s, Signal) or any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches) or any(a<=c.first and c.last<=b for a,b in spans) or next(m.parameters(), None) is None: continue
+        if not c.name or not isinstance(s, Signal) or any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches) or not isinstance(m, _replaceable) or m._forward_hooks or m._forward_pre_hooks: continue
         constant = _constant(graph, plan, c, m, s)
-        if constant is not None: found[c.name] = constant; spans.append((c.first,c.last))
+        if constant is not None: found[c.name] = constant
     return found
+
+_replaceable = nn.Linear,nn.modules.conv._ConvNd,nn.modules.batchnorm._BatchNorm,nn.LayerNorm,nn.GroupNorm
 
 def _constant(graph, plan, call, m, s):
     "What is left of a module, if it is constant; else `None`."
@@ -94,11 +99,9 @@ def _constant(graph, plan, call, m, s):
     value = torch.where((consts==consts[:,:1]).all(1), consts[:,0], torch.nan)
     if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].linked.any(1) | ~value.isnan(), value, 0.) # nobody hears what they are
     stay = plan.keep[units]
-    if (value.isnan() & graph.needed[units])[stay].any(): return None
-    positions = [a==b for i,(a,b) in enumerate(zip(x.shape, call.out.shape)) if i!=d]
-    geometry = None if all(positions) else geometry_of(m)
-    if not all(positions) and not (geometry and d==1): return None
-    p = next(m.parameters())
+    if (value.isnan() & graph.needed[units])[stay].any() or not plan.allowed[units].all(): return None
+    geometry,p = geometry_of(m),next(m.parameters(), call.out)
+    if geometry is None and isinstance(m, nn.modules.conv._ConvNd) or d!=(1 if geometry else d): return None
     return Constant(value[stay].nan_to_num().to(p.dtype).to(p.device), d, geometry)
 
 # %% ../nbs/04f_plan.ipynb #dd69d02f
@@ -189,12 +192,18 @@ def wrong_guess(
     for (i,op),(_,new) in zip(before, after):
         if op.name!=new.name: return _last_guess(graph, plan, i)
         if i in graph.guesses and any(tuple(t.shape)[1:]!=_left(ids, plan.keep)[1:] for t,ids in zip(tensors_in(new.out), graph.guesses[i])): return i
+        if i in graph.cuts and _start(new)!=int(plan.keep[graph.cuts[i]].sum()): return i
         if numbers_of(op)!=numbers_of(new) and i in graph.numeric: return i
     return _last_guess(graph, plan, before[len(after)][0]) if len(after)<len(before) else None if len(after)==len(before) else -1
 
 def _last_guess(graph, plan, stop):
     "The last operation before `stop` to which the plan matters; -1 if there is none."
     return next((i for i in sorted(graph.guesses, reverse=True) if i<=stop and any(not plan.keep[ids[ids>=0]].all() for ids in graph.guesses[i])), -1)
+
+def _start(op):
+    "Where a slice begins."
+    x,dim,start = (*op.args, 0, 0)[:3]
+    return min(max((start or 0) + x.shape[dim]*((start or 0)<0), 0), x.shape[dim])
 
 def numbers_of(op):
     "The numbers among the arguments of an operation."
