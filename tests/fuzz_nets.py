@@ -198,7 +198,7 @@ class Maker:
     def batch_norm(self): self.line(f'{self.layer(f"nn.BatchNorm{max(self.t().ndim-2, 1)}d({self.width}, affine={self.flip(.8)})")}({self.now})')
 
     def act(self):
-        if self.flip(.1): return self.line(f'{self.layer(f"nn.PReLU({self.pick(1, self.t().shape[1])})")}({self.now})')
+        if self.flip(.1) and not self.simple: return self.line(f'{self.layer(f"nn.PReLU({self.pick(1, self.t().shape[1])})")}({self.now})')
         if self.flip(.3) and not self.simple: return self.line(self.pick(*formulas).format(self.now, self.now))
         self.line(f'F.{self.pick(*(smooth if self.simple else pointwise))}({self.now})')
 

@@ -34,7 +34,7 @@ def batches(case, net):
         if all(o.isfinite().all() for o in outs): yield x
 
 def check(case, verify):
-    "The largest error of a condensed network, that has to be small; `case` is shown where anything is wrong."
+    "The largest error of a condensed network, that has to be small, and does it lose more the second time? `case` is shown where anything is wrong."
     try: return difference(case, verify)
     except Exception as e: raise AssertionError(f'{type(e).__name__}: {str(e)[:500]}\n{case}') from e
 
@@ -42,17 +42,17 @@ def difference(case, verify):
     net = case.net()
     x,before = case.batch(2),deepcopy(net.state_dict())
     xs = [*batches(case, net)]
-    if len(xs)<2 or max(float(o.abs().max()) for o in outputs(net, x))>1e6: return 0.
+    if len(xs)<2 or max(float(o.abs().max()) for o in outputs(net, x))>1e6: return 0.,False
     c = Condenser(net, x).condense(verify=verify)
     errors = [gap(net, c, x) for x in xs]
     assert max(errors) <= tolerance, f'errors {errors}'
     assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()), 'the original was changed'
     assert c.report.params_after==sum(p.numel() for p in c.model.parameters()) <= c.report.params_before==sum(p.numel() for p in net.parameters())
     again = Condenser(c.model, c.inputs(x)).condense(verify=verify)
-    counted = case.literal or any('.narrow(' in l for l in case.lines) # what is doubted at first may not be so the second time
-    ungrouped = any(m.groups==1<net.get_submodule(n).groups for n,m in c.model.named_modules() if hasattr(m, 'groups')) # may lose more of its channels
-    assert again.report.params_after==c.report.params_after or ungrouped or counted, f'condensed again there are {again.report.params_after} of {c.report.params_after} parameters'
-    return max(errors)
+    twice = max(gap(c.model, again, c.inputs(x)) for x in xs)
+    assert twice <= tolerance, f'condensed again: {twice}'
+    assert again.report.params_after <= c.report.params_after
+    return max(*errors, twice),again.report.params_after<c.report.params_after
 
 def fuzz(f, n, number, cases=cases):
     "Try `f` on `n` cases, the same ones each time."
@@ -116,13 +116,15 @@ def tells_what_stays(case):
         zero = (m.weight==0).flatten(1).all(1)
         if f'{name}.weight' in c.slices: zero = zero[c.slices[f'{name}.weight'].get(0, slice(None))]
         told = sum(k['units'] for k in c.report.kept if k['layer']==name)
-        assert int(zero.sum())==told, f'{int(zero.sum())} zero outputs of {name} stayed, of {told} it is told why\n{c.report}\n{case}'
+        assert int(zero.sum()) <= told, f'{int(zero.sum())} zero outputs of {name} stayed, of {told} it is told why\n{c.report}\n{case}'
 
-@pytest.mark.parametrize('f,kinds', [(leaves_nothing,simple_cases), (tells_what_stays,cases)])
+left = [(leaves_nothing,simple_cases), (tells_what_stays,cases)]
+
+@pytest.mark.parametrize('f,kinds', left)
 def test_what_is_left(f, kinds): fuzz(f, 60, 2000, kinds)
 
 @pytest.mark.long
-@pytest.mark.parametrize('f,kinds', [(leaves_nothing,simple_cases), (tells_what_stays,cases)])
+@pytest.mark.parametrize('f,kinds', left)
 def test_what_is_left_of_many(f, kinds): fuzz(f, n_long//8, 3000+first, kinds)
 
 # ---- as a script
@@ -130,21 +132,23 @@ def test_what_is_left_of_many(f, kinds): fuzz(f, n_long//8, 3000+first, kinds)
 def measure(n, number):
     "Try `n` cases, every other one without verification, and note how that went."
     torch.set_num_threads(1)
-    errors,failures,literal,start = [],[],0,time.time()
+    errors,failures,literal,less,start = [],[],0,0,time.time()
     def _f(case):
-        nonlocal literal
-        verify = case.literal or (len(errors)+len(failures))%2==0
+        nonlocal literal,less
         literal += case.literal
-        try: errors.append(check(case, verify))
+        try:
+            error,more = check(case, case.literal or (len(errors)+len(failures))%2==0)
+            errors.append(error)
+            less += more
         except AssertionError as e:
             failures.append(case.number)
-            print(f'{len(errors)+len(failures)}, verify={verify}: {e}', flush=True)
+            print(f'{len(errors)+len(failures)}: {e}', flush=True)
     fuzz(_f, n, number)
     root = Path(__file__).resolve().parents[1]
     commit = subprocess.run(['git','log','-1','--format=%h','--','fasterprune'], cwd=root, capture_output=True, text=True).stdout.strip()
-    row = dict(seed=number, networks=len(errors)+len(failures), with_sizes_in_the_code=literal, failures=len(failures), largest_error=max(errors, default=0.),
-        seconds=round(time.time()-start), date=datetime.date.today().isoformat(), torch=torch.__version__, fasterprune=fasterprune.__version__,
-        python=platform.python_version(), machine=f'{platform.machine()}, one thread', commit=commit)
+    row = dict(seed=number, networks=len(errors)+len(failures), with_sizes_in_the_code=literal, failures=len(failures), less_the_second_time=less,
+        largest_error=max(errors, default=0.), seconds=round(time.time()-start), date=datetime.date.today().isoformat(), torch=torch.__version__,
+        fasterprune=fasterprune.__version__, python=platform.python_version(), machine=f'{platform.machine()}, one thread', commit=commit)
     path = root/'results'/'condense_fuzz.csv'
     pd.concat([*([pd.read_csv(path)] if path.exists() else []), pd.DataFrame([row])]).to_csv(path, index=False)
     print(row)

@@ -417,6 +417,41 @@ def test_dead_residual_block_becomes_the_identity():
     assert c.report.params_after <= sum(p.numel() for m in (net.a,net.c) for p in m.parameters()) + 6*9+1+2 + 9*6+6+12
     assert c.report.macs_after < .5*c.report.macs_before
 
+class Resized(nn.Module):
+    "Zeros of a size of their own."
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+    def forward(self, x): return F.interpolate(self.conv(x), size=6)
+
+def dead(*args, **kwargs): return zero(nn.Conv2d(3, 4, *args, **kwargs), range(4))
+def beside(b, d=None, f=lambda m, x: m.c(m.d(x) + m.b(x)), n=6): return doubled(f, b=b, d=d or nn.Conv2d(3, 4, 1), c=nn.Conv2d(4, 2, 1)),randn(2, 3, n, n)
+branches = dict(conv=lambda: beside(dead(1)), strided=lambda: beside(dead(3, stride=2, padding=1), nn.Conv2d(3, 4, 1, stride=2)),
+    strided_on_a_point=lambda: beside(dead(3, stride=2, padding=1), nn.Conv2d(3, 4, 1, stride=2), n=1),
+    padded_otherwise=lambda: beside(dead(3, stride=2, padding=1, padding_mode='circular'), nn.Conv2d(3, 4, 1, stride=2)),
+    same=lambda: beside(dead(4, padding='same')), pooled=lambda: beside(nn.Sequential(nn.MaxPool2d(2), dead(1)), nn.Conv2d(3, 4, 2, stride=2)),
+    pooled_to_a_size=lambda: beside(nn.Sequential(dead(1), nn.AdaptiveAvgPool2d(6)), nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(6))),
+    resized_inside=lambda: beside(Resized(dead(1)), Resized(nn.Conv2d(3, 4, 1))),
+    resized=lambda: beside(nn.Sequential(nn.MaxPool2d(2), dead(1)), f=lambda m, x: m.c((y:=m.d(x)) + F.interpolate(m.b(x), size=y.shape[2:]))),
+    called_twice=lambda: beside(dead(1), f=lambda m, x: m.c(m.d(x) + m.b(x)*m.b(F.pad(x, (1,1)))[...,1:-1])),
+    read_by_its_weight=lambda: beside(dead(1), f=lambda m, x: m.c(m.d(x) + m.b(x) + m.b.weight.sum())),
+    asked_for_its_width=lambda: beside(dead(1), f=lambda m, x: m.c(m.d(x) + m.b(x)) if m.b.out_channels==m.d.out_channels else m.b(x)),
+    carrier_beside_what_is_not_read=lambda: (doubled(lambda m, x: m.b(m.a(x)), a=zero(nn.Conv2d(2, 8, 3), (0,1,2,4,5,6,7)),
+        b=zero(nn.Conv2d(8, 3, 2, padding=1), (0,), cols=(3,))),randn(2, 2, 5, 9)))
+
+@pytest.mark.parametrize('verify', [False, True])
+@pytest.mark.parametrize('name', branches)
+def test_dead_branches(name, verify): condensed(*branches[name](), verify=verify)
+
+def test_hooks_of_dead_branches_are_called():
+    net,x = beside(dead(1))
+    seen = []
+    net.b.register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    c = Condenser(net, x).condense()
+    seen.clear()
+    c.model(x)
+    assert [s[2:] for s in seen]==[(6,6)]
+
 # ---- bad input
 
 def mlp(): return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
