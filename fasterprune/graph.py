@@ -207,9 +207,11 @@ def guessed(self:Graph, op, out):
 @patch
 def note_sizes(self:Graph, op, out, dims):
     "Note which attributes of the module may be the sizes of `out` along `dims`."
-    attrs = {k:v for k,v in vars(self.model.get_submodule(op.place)).items() if type(v) is int}
+    attrs,shape = vars(self.model.get_submodule(op.place)),tuple(out.shape)
     for d in dims:
-        self.sizes += [Size(op.place, k, rows_of(out.ids, d)[:,0]) for k,v in attrs.items() if v==out.shape[d]]
+        units = rows_of(out.ids, d)[:,0]
+        self.sizes += [Size(op.place, k, units) for k,v in attrs.items() if type(v) is int and v==shape[d]]
+        self.sizes += [Size(op.place, k, units, d) for k,v in attrs.items() if isinstance(v, (tuple,list)) and tuple(v)==shape]
 
 @patch
 def n_uses(self:Graph, t): return self.takers[id(t)]
@@ -318,6 +320,10 @@ def _step(self:Graph, op):
     else: f = rules.get(op.name.removesuffix('_') if in_place else op.name)
     computed = not any(isinstance(a, Signal) for a in given) and sum(a.value.numel() for a in given if isinstance(a, Param)) > _most_bare
     found = barrier(self, op, args, kwargs) if f is None or computed else f(self, op, *args, **kwargs)
+    if self.doubt(op)>1: # it may have to do with the width of what comes into its module
+        for c in self.tape.calls:
+            for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
+                if isinstance(s, Signal): self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
     outs = tensors_in(op.out)
     for t,s in zip(outs, found if isinstance(found, (list,tuple)) else [found]):
         if in_place and s is not args[0]: self._in_place(op, t, s, args)

@@ -189,7 +189,10 @@ def _reshape(graph, op, x, *args):
     x = graph.signal(x)
     if name=='view' and not isinstance(args[-1], (tuple,list)): return barrier(graph, op, x)
     out = x.moved(lambda t: t.reshape(shape))
-    if x.bare: return graph.guessed(op, out)
+    if x.bare:
+        if graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
+        graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1])
+        return graph.guessed(op, out)
     if name=='unflatten':
         first = args[0]%x.ids.ndim
         runs,open_at = [range(first, first+len(args[1]))],[first+i for i,s in enumerate(args[1]) if s==-1]

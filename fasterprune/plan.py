@@ -170,7 +170,13 @@ def new_sizes(graph, plan):
     "Attributes of modules in which a number of units stands that is another now: for each module a dict."
     found = {}
     for s in graph.sizes:
-        if not plan.keep[s.units].all(): found.setdefault(s.layer, {})[s.attr] = int(plan.keep[s.units].sum())
+        n,old = int(plan.keep[s.units].sum()),getattr(graph.model.get_submodule(s.layer), s.attr)
+        if n==len(s.units): continue
+        attrs = found.setdefault(s.layer, {})
+        if s.index is None: attrs[s.attr] = n
+        else:
+            shape = attrs.get(s.attr, old)
+            attrs[s.attr] = type(old)([n if i==s.index else m for i,m in enumerate(shape)])
     return found
 
 # %% ../nbs/04f_plan.ipynb #37036b9e
@@ -197,7 +203,8 @@ def wrong_guess(
     return _last_guess(graph, plan, before[len(after)][0]) if len(after)<len(before) else None if len(after)==len(before) else -1
 
 def _last_guess(graph, plan, stop):
-    "The last operation before `stop` to which the plan matters; -1 if there is none."
+    "The operation `stop`, or the last one before it, that is a guess and to which the plan matters; -1 if there is none."
+    if stop in graph.guesses: return stop
     return next((i for i in sorted(graph.guesses, reverse=True) if i<=stop and any(not plan.keep[ids[ids>=0]].all() for ids in graph.guesses[i])), -1)
 
 def _start(op):

@@ -119,6 +119,7 @@ class Size:
     layer: str    # name of the module
     attr: str     # the attribute
     units: Tensor # (size,), unit of each index
+    index: int|None=None # its place, if the attribute is a shape
 
 # %% ../nbs/02b_rules.ipynb #f36326e3
 aten = torch.ops.aten
