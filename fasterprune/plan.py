@@ -83,7 +83,7 @@ def dead_modules(
     for c in graph.tape.calls:
         m = graph.model.get_submodule(c.name)
         s = graph.given.get(c.name)
-        if not c.name or not isinstance(s, Signal) or any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches) or not isinstance(m, _replaceable) or m._forward_hooks or m._forward_pre_hooks: continue
+        if not c.name or not isinstance(s, Signal) or any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches) or not isinstance(m, _replaceable) or next(m.parameters(), None) is None or m._forward_hooks or m._forward_pre_hooks: continue
         constant = _constant(graph, plan, c, m, s)
         if constant is not None: found[c.name] = constant
     return found
@@ -100,7 +100,7 @@ def _constant(graph, plan, call, m, s):
     if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].linked.any(1) | ~value.isnan(), value, 0.) # nobody hears what they are
     stay = plan.keep[units]
     if (value.isnan() & graph.needed[units])[stay].any() or not plan.allowed[units].all(): return None
-    geometry,p = geometry_of(m),next(m.parameters(), call.out)
+    geometry,p = geometry_of(m),next(m.parameters())
     if geometry is None and isinstance(m, nn.modules.conv._ConvNd) or d!=(1 if geometry else d): return None
     return Constant(value[stay].nan_to_num().to(p.dtype).to(p.device), d, geometry)
 

@@ -19,7 +19,9 @@ from .capture import *
 def _noise(x, n, scale=1., seed=0):
     "Noise like `x`: `n` items, other dimensions of images and sequences scaled by `scale`."
     if not isinstance(x, Tensor) or x.ndim==0: return x
-    if not x.is_floating_point(): return x[torch.arange(n)%len(x)]
+    if not x.is_floating_point(): # other items, and as many of their numbers
+        for d,s in enumerate(x.shape): x = x.index_select(d, torch.arange(n if d==0 else max(1, round(s*scale)), device=x.device)%s)
+        return x
     shape = [n, *x.shape[1:2], *[max(1, round(s*scale)) for s in x.shape[2:]]]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
     std = x.std(unbiased=False)
