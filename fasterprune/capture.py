@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../nbs/02a_capture.ipynb #4419443a
@@ -128,8 +129,8 @@ def _line():
     f = sys._getframe(2)
     while f.f_code.co_filename.startswith(_torch): f = f.f_back
     if f.f_code is capture.__code__: return ''
-    code = linecache.getline(f.f_code.co_filename, f.f_lineno).strip()
-    return f'{os.path.basename(f.f_code.co_filename)}:{f.f_lineno}' + f' `{code}`'*bool(code)
+    name,code = os.path.basename(f.f_code.co_filename),linecache.getline(f.f_code.co_filename, f.f_lineno).strip()
+    return ' '.join([f'{name}:{f.f_lineno}']*(name[0]!='<' or not code) + [f'`{code}`']*bool(code)) # a cell of a notebook has no name
 
 _to_python = {'_local_scalar_dense','item','is_nonzero','equal','allclose'} # tell Python what is in a tensor
 _number,_integers = {'_local_scalar_dense','item'},(torch.int64,torch.int32,torch.int16,torch.int8,torch.uint8) # a size may depend on the batch
@@ -206,6 +207,8 @@ def capture(
     tape = Tape(inputs=tuple(x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else x for x in xs))
     recorder = _Recorder(model, tape, whole)
     try:
+        if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
+            with evaluating(model): model(*tape.inputs)
         with evaluating(model), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder), recorder:
             tape.output = model(*tape.inputs)
     except _DependsOnData as e: raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
