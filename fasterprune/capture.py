@@ -122,7 +122,7 @@ def copy_of(
     return deepcopy(model, {i:t.detach().clone() for i,t in held.items()})
 
 # %% ../nbs/02a_capture.ipynb #b016bf63
-_torch = os.path.dirname(torch.__file__),'<string>','<frozen'
+_torch = os.path.dirname(torch.__file__)+os.sep,'<string>','<frozen'
 
 def _line():
     "Where in the code of the model, or of whoever wrote the layer, the running operation is called."
