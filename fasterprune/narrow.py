@@ -64,7 +64,7 @@ class NarrowNorm:
         if getattr(self, 'bias', None) is not None: out = out + self.bias
         return out.movedim(-1, self.dim).to(x.dtype)
 
-    def __reduce__(self): return _new_narrow, (type(self).__mro__[2],), self.__dict__
+    def __reduce__(self): return _new, (NarrowNorm,type(self).__mro__[2]), self.__dict__
 
 def _over_units(x, norm):
     "Each position by itself."
@@ -85,10 +85,10 @@ def _over_groups(x, norm):
     return (centered*(var+norm.eps).rsqrt()[:,None,at]).view(x.shape)
 
 @cache
-def _narrow_class(cls): return type(f'Narrow{cls.__name__}', (NarrowNorm,cls), dict(__module__=cls.__module__))
+def _class_of(base, cls): return type(f'{base.__name__}{cls.__name__}', (base,cls), dict(__module__=cls.__module__))
 
-def _new_narrow(cls):
-    cls = _narrow_class(cls)
+def _new(base, cls):
+    cls = _class_of(base, cls)
     return cls.__new__(cls)
 
 # %% ../nbs/04e_narrow.ipynb #0113dff1
@@ -124,7 +124,7 @@ def narrow_norm(
 
 def become_narrow(norm, dim, gone, group):
     "Turn a norm into a `NarrowNorm`."
-    if not isinstance(norm, NarrowNorm): norm.__class__ = _narrow_class(type(norm))
+    if not isinstance(norm, NarrowNorm): norm.__class__ = _class_of(NarrowNorm, type(norm))
     norm.dim,norm.gone,norm.group = dim,gone,group
     if isinstance(norm, nn.GroupNorm): norm.num_groups = len(gone)
 
@@ -185,14 +185,7 @@ class Widened:
             out = torch.cat([out, torch.tensor(self.fill, dtype=out.dtype, device=out.device).view(shape).expand(rest)], self.dim)
         return out.index_select(self.dim, self.order)
 
-    def __reduce__(self): return _new_wide, (type(self).__mro__[2],), self.__dict__
-
-@cache
-def _wide_class(cls): return type(f'Wide{cls.__name__}', (Widened,cls), dict(__module__=cls.__module__))
-
-def _new_wide(cls):
-    cls = _wide_class(cls)
-    return cls.__new__(cls)
+    def __reduce__(self): return _new, (Widened,type(self).__mro__[2]), self.__dict__
 
 def become_wide(
     layer:nn.Module, # changed
@@ -201,7 +194,7 @@ def become_wide(
     fill:list        # the constants
 ):
     "Let a layer spread its outputs over a wider stream."
-    layer.__class__ = _wide_class(type(layer))
+    layer.__class__ = _class_of(Widened, type(layer))
     layer.dim,layer.fill = dim,fill
     layer.register_buffer('order', torch.tensor(order, device=next(layer.parameters()).device), persistent=False)
 
