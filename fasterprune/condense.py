@@ -187,12 +187,13 @@ def _width(m): return next((f(m) for cls,f in _widths.items() if isinstance(m, c
 def _report(self:Condenser, trial, error, spared):
     "Compare the network with its copy."
     layers,kept,model = [],[],trial.model
+    reached = {id(self.graph.tensors[n]) for n in self.graph.uses}
     for name,old in self.plain.named_modules():
         if (before := _width(old)) is None or not any(True for _ in old.parameters(recurse=False)): continue
         new = _module_at(model, name)
         after = (0,0) if new is None else _width(new)
         sizes = [sum(p.numel() for p in m.parameters(recurse=False)) if m else 0 for m in (old,new)]
-        layers.append(dict(layer=name, type=type(old).__name__, inputs_before=before[0], inputs_after=after[0],
+        if any(id(p) in reached for p in old.parameters(recurse=False)): layers.append(dict(layer=name, type=type(old).__name__, inputs_before=before[0], inputs_after=after[0],
             outputs_before=before[1], outputs_after=after[1], params_before=sizes[0], params_after=sizes[1]))
         if new is None or isinstance(new, Constant): continue
         kept += [dict(layer=name or 'the model', units=n, reason=why) for why,n in self._dead(name, old, trial.plan, spared).items()]
