@@ -324,6 +324,7 @@ def _step(self:Graph, op):
         for c in self.tape.calls:
             for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
                 if isinstance(s, Signal): self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
+    if self.doubt(op) and self.at not in self.guesses and isinstance(found, Signal): self.guessed(op, found)
     outs = tensors_in(op.out)
     for t,s in zip(outs, found if isinstance(found, (list,tuple)) else [found]):
         if in_place and s is not args[0]: self._in_place(op, t, s, args)
@@ -363,10 +364,11 @@ def _unite(self:Graph):
     self.guesses = {k:[_map(units, ids) for ids in outs] for k,outs in self.guesses.items()}
     self.heads,self.cuts = [{k:units[ids] for k,ids in d.items()} for d in (self.heads,self.cuts)]
     self.given = {k:replace(s, ids=_map(units, s.ids)) for k,s in self.given.items() if isinstance(s, Signal)}
-    self.reads = [replace(r, rows=units[r.rows], cols=units[r.cols], const=self._agreed(r)) for r in self.reads]
+    agreed = [self._agreed(r) for r in self.reads]
+    self.reads = [replace(r, rows=units[r.rows], cols=units[r.cols], const=c, stuck=r.stuck | (c.isnan() & ~r.const.isnan())) for r,c in zip(self.reads, agreed)]
     self.norms = [replace(m, units=units[m.units]) for m in self.norms]
     self.branches = [replace(b, rows=units[b.rows], cols=units[b.cols]) for b in self.branches]
-    self.sizes = [replace(s, units=units[s.units]) for s in self.sizes if (s.units>=0).all()]
+    self.sizes = [replace(s, units=units[s.units]) for s in self.sizes if (s.units>=0).all() and len(units[s.units].unique())>1] # parts of one unit are not counted
     for name in ('pins','joins','borders'): setattr(self, name, [(units[ids].unique(), why) for ids,why in getattr(self, name)])
     sizes = torch.bincount(units, minlength=n)
     for name,ids in self.bare.items():

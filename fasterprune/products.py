@@ -167,8 +167,9 @@ def _read_by_heads(graph, op, m, units, xs):
         graph.bind(weight, 1, cols, 'reads')
         # a constant goes to the bias; where query, key and value have weights of their own, all three share one bias, and only 0 can go
         if packed and i: continue
-        const = torch.where(torch.stack([c==const for _,c in found]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
-        graph.reads.append(Read(op.place, weight.name, bias.name if packed and bias else None, rows, cols, const, (weight.value!=0).cpu(), False))
+        taken = torch.where(torch.stack([c==const for _,c in found]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
+        stuck = torch.stack([~c.isnan() for _,c in (found if packed else found[i:i+1])]).any(0) & taken.isnan()
+        graph.reads.append(Read(op.place, weight.name, bias.name if packed and bias else None, rows, cols, taken, (weight.value!=0).cpu(), False, stuck=stuck))
     w,const = weights[2].double()[-n:],found[2][1]
     value = bias.double()[2*n:] if bias else torch.zeros(n, dtype=torch.float64)
     known = ~const.isnan()

@@ -93,6 +93,7 @@ class Read:
     padded: bool     # does it see zeros beyond the border of its input?
     axes: tuple = (0,1) # dimensions of the weight: its outputs', its inputs'
     mean: str|None = None # name of the running mean of a BatchNorm which alone reads its output
+    stuck: Tensor|bool = False # (inputs,), is it constant, but cannot be accounted for, and so counts as varying?
 
 @dataclass(frozen=True)
 class Norm:
