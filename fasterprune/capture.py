@@ -115,11 +115,15 @@ def tensors_in(o):
     return [t for a in o for t in tensors_in(a)] if isinstance(o, (tuple,list)) else []
 
 def copy_of(
-    model:nn.Module # any model
+    model:nn.Module, # any model
+    dtype=None       # what its floating point numbers are to be; `None`: what they are
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
-    held = {id(t):t for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not t.is_leaf}
-    return deepcopy(model, {i:t.detach().clone() for i,t in held.items()})
+    memo = {id(t):t.detach().clone() for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not t.is_leaf}
+    if dtype: # at once, and not a copy that is converted
+        memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
+        memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
+    return deepcopy(model, memo).to(dtype)
 
 # %% ../nbs/02a_capture.ipynb #b016bf63
 _torch = os.path.dirname(torch.__file__)+os.sep,'<string>','<frozen'

@@ -147,7 +147,7 @@ def _fitting(self:Condenser, verify):
 def _doubt_numbers(self:Condenser):
     "Are there numbers in the code that are others for another batch? They are analyzed anew, in doubt of them."
     ops,dtype = self.graph.tape.ops,self.reference.dtype
-    other = capture(copy_of(self.plain).to(dtype) if dtype else self.plain, self.reference.cases[-1][0], one_operation)
+    other = capture(copy_of(self.plain, dtype) if dtype else self.plain, self.reference.cases[-1][0], one_operation)
     if [o.name for o in ops]!=[o.name for o in other.ops]: return False
     wrong = {i for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other.ops[i])}
     if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, {**self.graph.doubts, **{i:1 for i in wrong}}, self.expand)

@@ -65,7 +65,7 @@ class Reference:
     ):
         sample,self.cases = as_tuple(sample),[]
         for self.dtype in (torch.float64,None):
-            model = copy_of(dense).to(self.dtype) if self.dtype else dense
+            model = copy_of(dense, self.dtype) if self.dtype else dense
             try: self.cases = [case for choices in _batches(tuple(map(self._cast, sample))) if (case := self._first(model, choices))]
             except Exception:
                 if self.dtype is None: raise
@@ -86,7 +86,7 @@ class Reference:
         inputs=noop      # function that makes its inputs from those of the other
     ) -> float: # infinite if it fails
         "Largest difference of the outputs over the largest output, over several batches, in evaluation mode."
-        if self.dtype: small = copy_of(small).to(self.dtype)
+        if self.dtype: small = copy_of(small, self.dtype)
         worst = 0.
         for xs,wanted in self.cases:
             try: got = eval_outputs(small, as_tuple(inputs(*xs)))
