@@ -58,6 +58,7 @@ def table_columns(
 # %% ../nbs/06_features.ipynb #a14a6dd0
 class InputFeatures:
     "What the features of a network's input are, and which weights read each of them."
+    parse = staticmethod(_parse)
     def __init__(self,
         model:nn.Module,    # the network; not changed
         sample,             # an input, or a tuple of inputs, as `model` takes them; batch first
@@ -68,7 +69,7 @@ class InputFeatures:
         self.graph = graph = Graph(model, sample)
         if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are tensors')
         self.shapes,self.params = [tuple(u.shape) for u in graph.inputs],dict(model.named_parameters(remove_duplicate=False))
-        self.names,self.elements,self.table = None,[],is_table(model)
+        self.names,self.columns,self.elements,self.table = None,columns,[],is_table(model)
         if self.table: units,number = self._of_table(kind, columns)
         else: units,number = self._of_items(kind, sizes)
         self.n = int(number.max())+1

@@ -1,8 +1,9 @@
 "Inputs go in exact numbers, constant ones first, and the condensed network on what is left says what the masked one says."
 from copy import deepcopy
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, load_learner, set_seed
 from fastai.callback.progress import ProgressCallback
+from fastai.tabular.all import Categorify, CategoryBlock, FillMissing, TabularDataLoaders, tabular_learner
 from fastai.vision.all import ImageDataLoaders, Normalize, PILImage, get_image_files, imagenet_stats
 from torch import nn
 from fasterprune.all import *
@@ -88,13 +89,14 @@ def test_constant_inputs_go_first(kind, value):
     assert not set(cb.kept.tolist()) & set(constant.tolist()) and len(cb.kept)==n-k
 
 def test_criterion_without_scale_is_misled():
-    "What makes the test above one of the scale: magnitude alone keeps constant inputs."
+    "What makes the test above one of the scale: magnitude alone keeps inputs that hardly vary; those that never do go first all the same."
     x,net = torch.randn(64, 20),kinds['vector'][0]()
-    x[:,:5] = 1.
-    with torch.no_grad(): net[0].weight[:,:5] *= 100
+    x[:,:5] = 1 + 1e-4*torch.randn(64, 5)
+    x[:,5:7] = 3.
+    with torch.no_grad(): net[0].weight[:,:7] *= 100
     cb = InputPruneCallback(.5, criterion='large_final')
     fit(learner(net, x), 1, cb)
-    assert set(range(5)) <= set(cb.kept.tolist())
+    assert set(range(5)) <= set(cb.kept.tolist()) and not {5,6} & set(cb.kept.tolist())
 
 def test_scale_is_that_of_all_batches():
     x = torch.randn(160, 6)*torch.tensor([0.,1.,2.,3.,1e-3,1e3]) + torch.tensor([5.,1e3,0.,-1.,0.,0.])
@@ -183,3 +185,135 @@ def test_old_learner_is_left_alone():
     fit(learn.condense(), 1)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
     assert list(learn.cbs)==cbs and all(cb.learn is learn for cb in cbs) and learn.dls.one_batch()[0].shape==(16,20)
+
+# ---- features of other kinds
+
+class Attend(nn.Module):
+    "A transformer over steps, of which each has as many numbers as there are electrodes."
+    def __init__(self):
+        super().__init__()
+        self.embed,self.layer,self.head = nn.Linear(6, 16),nn.TransformerEncoderLayer(16, 2, 32, dropout=0., batch_first=True),nn.Linear(16, 2)
+    def forward(self, x): return self.head(self.layer(self.embed(x)).mean(1))
+
+def conv(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2))
+def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 2))
+def wave(): return nn.Sequential(nn.Conv1d(4, 8, 5, padding=2), nn.ReLU(), nn.Flatten(), nn.Linear(240, 2))
+
+others = { # network, shape of an item, granularity, number of features, are they masks?
+    'pixels of an MLP':(mlp, (3,8,8), 'pixel', 64, False), 'patches of an MLP':(mlp, (3,8,8), 'patch(4,2)', 8, False), 'rows of an MLP':(mlp, (3,8,8), 'row', 8, False),
+    'colors of an MLP':(mlp, (3,8,8), 'channel', 3, False), 'pixels':(conv, (3,8,8), 'pixel', 64, True), 'rows':(conv, (3,8,8), 'row', 8, True),
+    'columns':(conv, (3,8,8), 'column', 8, True), 'patches':(conv, (3,8,8), 'patch(3,3)', 9, True), 'windows':(wave, (4,30), 'window(7)', 5, True),
+    'electrodes':(wave, (4,30), 'channel', 4, False), 'electrodes of a transformer':(Attend, (10,6), 'auto', 6, False), 'windows of a transformer':(Attend, (10,6), 'window(3)', 4, True)}
+
+@pytest.mark.parametrize('kind', others)
+def test_features_of_each_kind(kind):
+    "As many as asked for are dead, those that never vary first, and what is condensed says the same of what is selected or masked."
+    make,shape,granularity,n,masks = others[kind]
+    net,x = make().eval(),torch.randn(64, *shape)
+    at = InputFeatures(net, x[:2], granularity).elements[0]
+    constant = at==n-1
+    x[:,constant] = .7
+    cb,learn = InputPruneCallback(.5, granularity=granularity),learner(net, x)
+    fit(learn, 3, cb)
+    p = cb.sparsifier
+    assert p.n==n and p.masks==masks and p.dead==round(n/2) and len(cb.kept)==n-p.dead and n-1 not in cb.kept
+    assert sorted(p.deaths+cb.kept.tolist())==list(range(n)) and cb.died_at[cb.kept].isnan().all() and cb.died_at[p.deaths].isfinite().all()
+    dead = ~torch.isin(at, cb.kept)
+    z = torch.randn(5, *shape)
+    blank = torch.where(dead, 0., z)
+    small = learn.condense()
+    masked = learn.model.eval()(blank)
+    assert float((small.model.eval()(small.condensed.inputs(blank))-masked).detach().abs().max()) <= 1e-5*float(masked.detach().abs().max())
+    got = small.dls.one_batch()[0]
+    if masks: assert got.shape[1:]==shape and not got[:,dead].any() and not learn.dls.valid.one_batch()[0][:,dead].any() and bool(got[:,~dead].any())
+    else:
+        assert float((learn.model(z)-masked).detach().abs().max()) <= 1e-6*float(masked.detach().abs().max()), 'the weights read what is dead'
+        assert got[0].numel()==int((~dead).sum()) and small.condensed.report.inputs_after==int((~dead).sum())
+    with learn.no_bar(), small.no_bar(): a,b = learn.get_preds()[0],small.get_preds()[0]
+    assert float((a-b).abs().max()) <= 1e-5
+    fit(small, 1)
+
+@pytest.mark.parametrize('criterion', ['large_scaled','large_final','taylor','fisher','gradient_input','random', lambda w,c: (w*c.input_scale)**2])
+def test_criteria(criterion):
+    "Each of them gives exact counts, and those that look at the task find the inputs that matter."
+    torch.manual_seed(0)
+    x = torch.randn(512, 20)
+    x[:,3] = 2.
+    ds = list(zip(x, (x[:,10:14].sum(1)>0).long()))
+    learn = Learner(DataLoaders.from_dsets(ds, ds[:64], bs=16, num_workers=0, device='cpu'), kinds['vector'][0](), loss_func=CrossEntropyLossFlat())
+    cb = InputPruneCallback(.8, criterion=criterion)
+    fit(learn, 6, cb)
+    assert len(cb.kept)==4==int((learn.model[0].weight!=0).any(0).sum()) and cb.sparsifier.deaths[0]==3
+    if criterion!='random': assert cb.kept.tolist()==[10,11,12,13]
+
+def test_ties_are_broken_the_same_way():
+    for _ in range(2):
+        net = nn.Linear(10, 2)
+        nn.init.ones_(net.weight)
+        p = InputPruner(net, torch.randn(4, 10))
+        p.sparsify(.3)
+        assert p.deaths==[0,1,2]
+
+def test_induced_alone_and_together():
+    "Dead neurons further on leave inputs without a use, though weights still read them."
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.mul_(torch.eye(8)) # one neuron for each input
+        net[2].weight[:,5:] = 0
+    x = torch.randn(64, 8)
+    for sparsity,left in ((0.,5), (.25,5), (.75,2)):
+        model = deepcopy(net)
+        cb = InputPruneCallback(sparsity, induced=True)
+        fit(learner(model, x), 2, cb, KeepZeros())
+        assert len(cb.kept)==left and not {5,6,7} & set(cb.kept.tolist())
+    cb = InputPruneCallback(0.)
+    fit(learner(deepcopy(net), x), 2, cb, KeepZeros())
+    assert len(cb.kept)==8
+
+def test_masks_go_on_in_another_fit_and_into_files(tmp_path):
+    learn,files = images(tmp_path, conv(), Normalize.from_stats(*imagenet_stats))
+    fit(learn, 1, InputPruneCallback(.25, granularity='row'))
+    cb = InputPruneCallback(.5, granularity='row')
+    fit(learn, 1, cb)
+    assert len(cb.kept)==4 and sum(isinstance(f, InputMask) for f in learn.dls.train.after_batch.fs)==1
+    dead = [i for i in range(8) if i not in cb.kept]
+    learn.export('masked.pkl')
+    loaded = load_learner(tmp_path/'masked.pkl')
+    for l in (learn, loaded): l.remove_cbs(ProgressCallback)
+    for l in (learn, loaded): assert not l.dls.test_dl(files[:2]).one_batch()[0][:,:,dead].any()
+    assert float((learn.predict(files[0])[2]-loaded.predict(files[0])[2]).abs().max()) <= 1e-6
+
+def test_columns_of_a_table():
+    "Missing values of a column are no column of their own, and all of an embedding goes together."
+    n = 400
+    g = np.random.default_rng(0)
+    df = pd.DataFrame({'color':g.choice(list('rgb'), n), 'noise':g.choice(list('uvwxyz'), n), 'age':g.normal(size=n), 'height':g.normal(size=n), 'luck':g.normal(size=n)})
+    df['target'] = ((df.color=='r')*2. + df.age > 1).astype(int)
+    df.loc[::7,'luck'] = np.nan
+    dls = TabularDataLoaders.from_df(df, '.', [Categorify,FillMissing,Normalize], ['color','noise'], ['age','height','luck'], 'target', y_block=CategoryBlock(),
+        valid_idx=range(300, n), bs=32, device='cpu', num_workers=0)
+    for criterion in ('auto','fisher'):
+        learn = tabular_learner(dls, layers=[32], loss_func=CrossEntropyLossFlat())
+        cb = InputPruneCallback(.6, criterion=criterion)
+        fit(learn, 6, cb)
+        assert cb.feature_names==['color','noise','luck','age','height'] and sorted(cb.kept_names)==['age','color'] and cb.sparsifier.granularity=='column'
+        assert list(cb.to_frame().index[:2])==sorted(cb.kept_names, key=lambda k: -float(cb.scores[cb.feature_names.index(k)]))
+    with pytest.raises(ValueError, match="take 'taylor'"): fit(learn, 1, InputPruneCallback(.5, criterion='gradient_input'))
+
+def test_errors_leave_everything_as_it_was():
+    x = torch.randn(64, 3, 8, 8)
+    cases = [(dict(criterion='large_scaled', granularity='row'), 'no weight reads a feature that is masked'), (dict(granularity='feature'), "of granularity 'channel'"),
+        (dict(names=list('ab')), '2 names for 3 input features'), (dict(granularity='patch(0,2)'), 'is not known'), (dict(criterion='wanda'), 'needs input_norm')]
+    for kwargs,message in cases:
+        learn = learner(conv(), x)
+        before = deepcopy(learn.model.state_dict())
+        with pytest.raises(ValueError, match=message): fit(learn, 1, InputPruneCallback(.5, **kwargs))
+        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not any(isinstance(f, InputMask) for f in learn.dls.train.after_batch.fs)
+    learn = learner(conv(), torch.ones(64, 3, 8, 8))
+    with pytest.raises(ValueError, match='all inputs are the same'): fit(learn, 1, InputPruneCallback(.5))
+    learn = learner(conv(), x)
+    fit(learn, 1, InputPruneCallback(.5, granularity='row'))
+    with pytest.raises(ValueError, match=r'items of shape \(3, 9, 8\), but the mask is of shape \(3, 8, 8\)'): learn.dls.train.after_batch((torch.randn(2, 3, 9, 8),))
+    small = learner(mlp(), x)
+    fit(small, 1, InputPruneCallback(.5))
+    with pytest.raises(ValueError, match='features are selected from'): small.condense().condensed.inputs(torch.randn(2, 3, 9, 8))
