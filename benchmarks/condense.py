@@ -3,7 +3,8 @@ Writes results/condense_architectures.csv and results/condense_peers.csv.
 
     python benchmarks/condense.py [--quick] [--short] [--peers] [names ...]
 
-Takes an hour on two cores; `--short` takes the shortened networks of the tests, `--peers` is the second table alone."""
+Takes an hour on two cores; `--short` takes the shortened networks of the tests, `--peers` is the second table alone. If names are given, only the rows
+of these networks are made anew; each row says with which commit it was made."""
 import json, multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from time import perf_counter
@@ -80,10 +81,17 @@ def architectures():
             print(' '.join(f'{k}={v:.3g}' if isinstance(v, float) else f'{k}={v}' for k,v in r.items() if k!='short'), flush=True)
             yield r
 
+def renewed(df):
+    "The new rows, and of networks that were not asked for those of before."
+    path = root/'results'/'condense_architectures.csv'
+    if not names or not path.exists(): return df
+    old = pd.read_csv(path)
+    return pd.concat([old[~old.network.isin(names)], df])
+
 def main():
     if '--peer' in sys.argv: return peer(*sys.argv[-3:])
     if '--peers' not in sys.argv:
-        df = pd.DataFrame(architectures())
+        df = renewed(pd.DataFrame(architectures()).assign(**versions()))
         order = {n:i for i,n in enumerate([*classifiers, *segmenters, *families, *ways])}
         write(df.sort_values(['network','way'], key=lambda c: c.map(order)), 'condense_architectures')
         print(f"\n{len(df)} cases, {int(df.get('failure', pd.Series(dtype=str)).notna().sum())} failures; largest error {df.error_double.max():.1e} in double, "

@@ -65,6 +65,6 @@ def versions(seed=0):
         machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit)
 
 def write(df, name):
-    "Print the table; save it with its circumstances, unless `quick`."
+    "Print the table; save it with its circumstances, if it does not have them already, unless `quick`."
     print(df.to_string(index=False, float_format='{:.3g}'.format))
-    if not quick: df.assign(**versions()).to_csv(root/'results'/f'{name}.csv', index=False, float_format='%.6g')
+    if not quick: (df if 'commit' in df else df.assign(**versions())).to_csv(root/'results'/f'{name}.csv', index=False, float_format='%.6g')
