@@ -1,4 +1,5 @@
 "Time to condense, by torch-pruning and simplify on the same channels, too: interleaved runs in processor seconds, one thread. Writes results/condense_time.csv."
+import itertools
 from copy import deepcopy
 from statistics import median
 from time import process_time
@@ -7,9 +8,9 @@ from peers import *
 from zeros import zeroed
 from zoo import network
 
-def seconds(model, x, limit, at_least):
+def seconds(model, x, way, limit, at_least):
     "For each method its times, in turn, on fresh copies of `model`; without those that fail."
-    times = {k:[] for k in methods if 'weights' not in k}
+    times = {k:[] for k in methods if not k.startswith('torch-pruning') or k==rival[way]}
     end = process_time()+limit
     while times and (process_time() < end or len(min(times.values(), key=len)) < at_least):
         for name in [*times]:
@@ -23,14 +24,16 @@ def seconds(model, x, limit, at_least):
             times[name].append(process_time()-start)
     return {k:ts[len(ts)>2:] for k,ts in times.items()} # the first run warms up
 
+rival = dict(coupled='torch-pruning, zero shifts', independent='torch-pruning, zero weights') # what it does with the latter is wrong, but it takes its time
+
 def rows():
-    for name in ['resnet18'] if quick else ['resnet18','resnet50','vgg16_bn','mobilenet_v2','densenet121']:
-        model = zeroed(network(name, short=False)[0], images(2, 64), 'coupled')
-        times = seconds(model, images(2, 64), 5 if quick else 10, 3)
-        peer = median(times.get('torch-pruning, zero shifts', [float('nan')]))
+    for name,way in itertools.product(['resnet18'] if quick else ['resnet18','resnet50','vgg16_bn','mobilenet_v2','densenet121'], rival):
+        model = zeroed(network(name, short=False)[0], images(2, 64), way)
+        times = seconds(model, images(2, 64), way, 5 if quick else 10, 3)
+        peer = median(times.get(rival[way], [float('nan')]))
         for method,ts in times.items():
-            yield dict(network=name, side=64, method=method, seconds=median(ts), least=min(ts), most=max(ts), runs=len(ts), over_torch_pruning=median(ts)/peer)
-            print(name, method, f'{median(ts):.2f} s', flush=True)
+            yield dict(network=name, way=way, side=64, method=method, seconds=median(ts), least=min(ts), most=max(ts), runs=len(ts), over_torch_pruning=median(ts)/peer)
+            print(name, way, method, f'{median(ts):.2f} s', flush=True)
 
 if __name__=='__main__':
     torch.set_num_threads(1)
