@@ -207,7 +207,7 @@ def capture(
 ) -> Tape: # what it does
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
     xs = as_tuple(sample)
-    if any(isinstance(x, Tensor) and x.numel()==0 for x in xs): raise ValueError('the sample is empty: give a batch of at least one item')
+    if any(isinstance(x, Tensor) and x.shape[:1]==(0,) for x in xs): raise ValueError('the sample is empty: give a batch of at least one item')
     tape = Tape(inputs=tuple(x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else x for x in xs))
     recorder = _Recorder(model, tape, whole)
     try:

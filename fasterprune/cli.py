@@ -29,6 +29,7 @@ from .condense import *
 from .saving import *
 from .learner import *
 from .inputs import *
+from .prune_inputs import *
 from .report import *
 from .data import *
 

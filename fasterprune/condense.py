@@ -20,6 +20,7 @@ from .narrow import *
 from .plan import *
 from .selector import *
 from .outcome import *
+from .tables import *
 from .verify import *
 
 # %% ../nbs/05_condense.ipynb #886bc581
@@ -43,6 +44,8 @@ class Trial:
     slices: dict      # what was kept of the tensors that were cut
     tape: Tape        # what it does to the sample
     narrowed: set     # names of its modules that perform other operations than before
+    table: dict = None # what is left of a table, if it is one's
+    draft: object = None # the `Trial` that still had all columns of the table
 
 # %% ../nbs/05_condense.ipynb #af9c764a
 class Condenser:
@@ -57,7 +60,7 @@ class Condenser:
         store_attr('model,inputs,round_to,expand')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
-        self.sample = as_tuple(sample)
+        self.sample = table_inputs(model, as_tuple(sample))
         self.tape,self.shape = watch(model, self.sample),_shape_of(model) # an error here rather than later
 
     def condense(self,
@@ -70,7 +73,7 @@ class Condenser:
         trial = self._fitting(verify)
         error = math.nan
         if verify:
-            self.reference = Reference(self.model, self.sample)
+            with of_one_width(self.model, self.sample): self.reference = Reference(self.model, self.sample)
             error = self._error(trial)
             if not error <= self.reference.tolerance and self._doubt_numbers():
                 candidates,trial = self._candidates(),self._fitting(verify)
@@ -85,7 +88,8 @@ class Condenser:
         if inplace:
             make_plain(self.model)
             apply_plan(self.model, self.graph, trial.plan)
-        special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model)
+            if trial.table: cut_columns(self.model, trial.table)
+        special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model, table=trial.table)
         return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices)
 
 # %% ../nbs/05_condense.ipynb #f925bae0
@@ -123,7 +127,8 @@ def _try(self:Condenser, candidates):
     narrowed = {n for n,m in old.items() if type(m) is not type(_module_at(model, n))}
     try: tape = watch(model, as_tuple(selector(*graph.tape.inputs)))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
-    return Trial(model, selector, plan, slices, tape, narrowed)
+    trial = Trial(model, selector, plan, slices, tape, narrowed)
+    return drop_columns(trial, graph) if self.inputs else trial
 
 # %% ../nbs/05_condense.ipynb #02408e7f
 @patch
@@ -131,8 +136,8 @@ def _fitting(self:Condenser, verify):
     "A copy whose operations do what they were taken for; where one does not, it is analyzed anew, in doubt of that and its like."
     while True:
         trial = self._try(None)
-        graph = self.graph
-        wrong = wrong_guess(graph, trial.plan, trial.tape, trial.narrowed)
+        graph,draft = self.graph,trial.draft or trial
+        wrong = wrong_guess(graph, draft.plan, draft.tape, draft.narrowed)
         if wrong is None: return trial
         if any(isinstance(m, Constant) for m in trial.model.modules()) and self.constants: # does the code look at what was replaced?
             self.constants = False
@@ -188,9 +193,10 @@ def _report(self:Condenser, trial, error, spared):
     "Compare the network with its copy."
     layers,kept,model = [],[],trial.model
     reached = {id(self.graph.tensors[n]) for n in self.graph.uses}
+    news = {dense_name(n, trial.table):m for n,m in model.named_modules(remove_duplicate=False)}
     for name,old in self.plain.named_modules():
         if (before := _width(old)) is None or not any(True for _ in old.parameters(recurse=False)): continue
-        new = _module_at(model, name)
+        new = news.get(name)
         after = (0,0) if new is None else _width(new)
         sizes = [sum(p.numel() for p in m.parameters(recurse=False)) if m else 0 for m in (old,new)]
         if any(id(p) in reached for p in old.parameters(recurse=False)): layers.append(dict(layer=name, type=type(old).__name__, inputs_before=before[0], inputs_after=after[0],

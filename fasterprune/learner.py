@@ -17,6 +17,7 @@ from torch import Tensor
 from .capture import *
 from .callback import *
 from .selector import *
+from .tables import *
 from .condense import *
 
 # %% ../nbs/05b_learner.ipynb #f46ce7c4
@@ -44,14 +45,20 @@ def _cut_loader(dl, inputs):
     if inputs is not None: new.after_batch = Pipeline([*after.fs, inputs]) if isinstance(after, Pipeline) else compose(after, inputs)
     return new
 
+def _loader_of(dl, to):
+    "A copy of the loader `dl` of a table over another table with the same rows."
+    new = _cut_loader(dl, None)
+    new.dataset,new.after_batch = to,Pipeline([type(dl.after_batch.fs[0])(to)])
+    return new
+
 def select_dls(
     dls:DataLoaders,      # any DataLoaders
     inputs:InputSelector  # what to keep of each input
 ) -> DataLoaders: # new ones over the same data sets
     "DataLoaders that deliver only the inputs that are kept."
     if dls is None: return None
-    new,inputs = copy(dls),None if all(d is None for d in inputs.dims) else inputs
-    new.loaders = [_cut_loader(dl, inputs) for dl in dls.loaders]
+    new,tables,inputs = copy(dls),narrow_tables(dls, inputs),None if all(d is None for d in inputs.dims) else inputs
+    new.loaders = [_cut_loader(dl, inputs) for dl in dls.loaders] if tables is None else [_loader_of(dl, to) for dl,to in zip(dls.loaders, tables)]
     return new
 
 # %% ../nbs/05b_learner.ipynb #3cedae15
@@ -97,7 +104,8 @@ def _twin(opt, memo):
 def _slices(condensed):
     "For each parameter of the small network its name, its old shape, and the indices that are kept."
     slices = {}
-    for n,p in condensed.model.named_parameters(remove_duplicate=False):
+    for name,p in condensed.model.named_parameters(remove_duplicate=False):
+        n = dense_name(name, condensed.blueprint.get('table'))
         slices.setdefault(p, (n, condensed.dense.get(n, tuple(p.shape)), {}))[2].update(condensed.slices.get(n, {}))
     return slices
 
@@ -110,11 +118,12 @@ def slice_optimizer(self:Condensed,
     new = [n for n,p in self.model.named_parameters() if n not in self.dense and p not in known]
     if new: raise ValueError(f'{new[0]!r} has taken the place of a dead branch, and the optimizer does not have it: add it, or let the optimizer be made anew')
     slice_state(opt, _slices(self))
+    for o in _optimizers(opt): _keep(o, {p for p in known if p.numel()}, set()) # columns of a table that are gone
 
 # %% ../nbs/05b_learner.ipynb #dc092ef0
-def _places(old, new):
+def _places(old, new, table=None):
     "For each parameter of the network `new` the one in whose place it is in `old`."
-    olds,news = [dict(m.named_parameters(remove_duplicate=False)) for m in (old,new)]
+    olds,news = [{dense_name(n, t):p for n,p in m.named_parameters(remove_duplicate=False)} for m,t in ((old,None),(new,table))]
     places = {n:olds[n] for n in news if n in olds}
     gone = {n:p for n,p in reversed(olds.items()) if n not in news}
     for n in news:
@@ -122,9 +131,9 @@ def _places(old, new):
         if n not in places and within: places[n] = gone.pop(within)
     return {news[n]:p for n,p in places.items()},[p for n,p in news.items() if n not in olds]
 
-def _copy_opt(opt, old, new):
+def _copy_opt(opt, old, new, table=None):
     "A copy of the optimizer `opt` of the network `old` for its copy `new`."
-    places,made = _places(old, new)
+    places,made = _places(old, new, table)
     twin = _twin(opt, {id(p):q for q,p in places.items()})
     for o in _optimizers(twin): _keep(o, set(places), set(made))
     return twin
@@ -190,17 +199,17 @@ def _renewed(learn, condensed, keep_opt):
     for cb in learn.cbs:
         if hasattr(new, cb.name): delattr(new, cb.name)
     new.model,new.dls,new.opt,new.condensed,new.cbs = condensed.model,select_dls(learn.dls, condensed.inputs),None,condensed,L()
-    new._metrics = learn._metrics.map(copy)
+    new._metrics,table = learn._metrics.map(copy),condensed.blueprint.get('table')
     new._end_cleanup()
-    for p,place in _places(learn.model, new.model)[0].items(): p.requires_grad_(place.requires_grad)
+    for p,place in _places(learn.model, new.model, table)[0].items(): p.requires_grad_(place.requires_grad)
     own = set(new.model.parameters())
     if not own.issuperset(_flat(new.splitter(new.model))): raise ValueError('the splitter gives parameters of the dense network: '
         'let it take them from the model that it is called with')
-    if isinstance(new.opt_func, OptimWrapper): new.opt_func = _copy_opt(new.opt_func, learn.model, new.model)
+    if isinstance(new.opt_func, OptimWrapper): new.opt_func = _copy_opt(new.opt_func, learn.model, new.model, table)
     if keep_opt and learn.opt is not None:
-        slices,new.opt = _slices(condensed),_copy_opt(learn.opt, learn.model, new.model)
+        slices,new.opt = _slices(condensed),_copy_opt(learn.opt, learn.model, new.model, table)
         slice_state(new.opt, slices)
-    modules = dict(new.model.named_modules())
+    modules = {dense_name(n, table):m for n,m in new.model.named_modules()}
     twins = {m:modules[n] for n,m in learn.model.named_modules() if n in modules}
     return new.add_cbs([_fresh(cb, twins) for cb in learn.cbs if not isinstance(cb, MaskCallback)])
 

@@ -23,6 +23,7 @@ from .capture import *
 from .narrow import *
 from .selector import *
 from .outcome import *
+from .tables import *
 from .condense import *
 
 # %% ../nbs/05a_saving.ipynb #a44fc749
@@ -53,7 +54,7 @@ def replacing(
     finally: temp.unlink(missing_ok=True)
 
 # %% ../nbs/05a_saving.ipynb #d9dfb8fb
-_format = 2
+_format = 3
 
 @patch
 def save(self:Condensed,
@@ -100,6 +101,7 @@ def load_condensed(
     try:
         small,special = copy_of(model),blueprint['modules']
         if special['plain']: make_plain(small)
+        if special.get('table'): cut_columns(small, special['table'])
         follow(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
         kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
         return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there, special)
