@@ -7,6 +7,7 @@ __all__ = ['most_doubt', 'Plan', 'make_plan', 'dead_modules', 'apply_plan', 'spr
            'numbers_of']
 
 # %% ../nbs/04f_plan.ipynb #596e55b6
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -81,10 +82,13 @@ def dead_modules(
     "Layers whose outputs are constants, or needed by nobody; those with hooks stay, for they may be looked at."
     found = {}
     if not (graph.live and plan.constants): return found # it has to have another branch
+    owners = Counter(id(p) for _,p in graph.model.named_parameters(remove_duplicate=False))
     for c in graph.tape.calls:
         m = graph.model.get_submodule(c.name)
         s = graph.given.get(c.name)
-        if not c.name or not isinstance(s, Signal) or any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches) or not isinstance(m, _replaceable) or next(m.parameters(), None) is None or m._forward_hooks or m._forward_pre_hooks: continue
+        if not c.name or not isinstance(s, Signal) or not isinstance(m, _replaceable) or m._forward_hooks or m._forward_pre_hooks: continue
+        if any(b.layer==c.name or b.layer.startswith(f'{c.name}.') for b in graph.branches): continue
+        if next(m.parameters(), None) is None or any(owners[id(p)]>1 for p in m.parameters(recurse=False)): continue # nothing to save, or others use it, too
         constant = _constant(graph, plan, c, m, s)
         if constant is not None: found[c.name] = constant
     return found

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import nn
 from fasterprune.all import *
 from fasterprune.narrow import Constant
-from fuzz_nets import cases, shortest, simple_cases
+from fuzz_nets import cases, random_case, shortest, simple_cases
 from nets import as_tuple
 
 tolerance = 1e-10
@@ -129,6 +129,11 @@ def test_what_is_left(f, kinds): fuzz(f, 60, 2000, kinds)
 @pytest.mark.long
 @pytest.mark.parametrize('f,kinds', left)
 def test_what_is_left_of_many(f, kinds): fuzz(f, n_long//8, 3000+first, kinds)
+
+@pytest.mark.parametrize('f,number,simple', [(checks(False),18198,False), (leaves_nothing,690,True)])
+def test_what_once_failed(f, number, simple):
+    "A weight that is tied to one that stays; a constant into which no value goes."
+    f(random_case(number, simple))
 
 # ---- as a script
 
