@@ -32,7 +32,8 @@ def rows():
         times = seconds(model, images(2, 64), way, 5 if quick else 10, 3)
         peer = median(times.get(rival[way], [float('nan')]))
         for method,ts in times.items():
-            yield dict(network=name, way=way, side=64, method=method, seconds=median(ts), least=min(ts), most=max(ts), runs=len(ts), over_torch_pruning=median(ts)/peer)
+            times_of = dict(seconds=median(ts), least=min(ts), most=max(ts), runs=len(ts), over_torch_pruning=median(ts)/peer)
+            yield dict(network=name, way=way, side=64, method=method, **times_of)
             print(name, way, method, f'{median(ts):.2f} s', flush=True)
 
 if __name__=='__main__':

@@ -1,7 +1,7 @@
 "Inputs go in exact numbers, constant ones first, and the condensed network on what is left says what the masked one says."
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, load_learner, set_seed
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, load_learner, set_seed
 from fastai.callback.progress import ProgressCallback
 from fastai.tabular.all import Categorify, CategoryBlock, FillMissing, TabularDataLoaders, tabular_learner
 from fastai.vision.all import ImageDataLoaders, Normalize, PILImage, get_image_files, imagenet_stats
@@ -287,7 +287,7 @@ def test_columns_of_a_table():
     "Missing values of a column are no column of their own, and all of an embedding goes together."
     n = 400
     g = np.random.default_rng(0)
-    df = pd.DataFrame({'color':g.choice(list('rgb'), n), 'noise':g.choice(list('uvwxyz'), n), 'age':g.normal(size=n), 'height':g.normal(size=n), 'luck':g.normal(size=n)})
+    df = pd.DataFrame(dict(color=g.choice(list('rgb'), n), noise=g.choice(list('uvwxyz'), n), age=g.normal(size=n), height=g.normal(size=n), luck=g.normal(size=n)))
     df['target'] = ((df.color=='r')*2. + df.age > 1).astype(int)
     df.loc[::7,'luck'] = np.nan
     dls = TabularDataLoaders.from_df(df, '.', [Categorify,FillMissing,Normalize], ['color','noise'], ['age','height','luck'], 'target', y_block=CategoryBlock(),
@@ -300,6 +300,34 @@ def test_columns_of_a_table():
         assert list(cb.to_frame().index[:2])==sorted(cb.kept_names, key=lambda k: -float(cb.scores[cb.feature_names.index(k)]))
     with pytest.raises(ValueError, match="take 'taylor'"): fit(learn, 1, InputPruneCallback(.5, criterion='gradient_input'))
 
+def test_half_of_a_census_is_enough(tmp_path):
+    "All columns that tell something are found, and a saved learner asks for no others."
+    lost = []
+    for seed in range(3):
+        df = census(8000, seed)
+        cats,conts = df.columns[6:14].tolist(),df.columns[:6].tolist()
+        dls = TabularDataLoaders.from_df(df, tmp_path, [Categorify,FillMissing,Normalize], cats, conts, 'income', y_block=CategoryBlock(),
+            valid_idx=range(6000, 8000), bs=64, device='cpu', num_workers=0)
+        def _fit(learn, n, *cbs):
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(n, 3e-3, wd=.1, cbs=list(cbs))
+            return learn.validate()[1]
+        set_seed(seed)
+        dense,learn,cb = [tabular_learner(dls, layers=[64,32], metrics=accuracy, path=tmp_path) for _ in range(2)] + [InputPruneCallback(.5)]
+        whole,_ = _fit(dense, 5),_fit(learn, 5, cb)
+        kept = set(cb.kept_names)
+        assert len(kept)==7 and {'education','occupation','contract','hours','age','tenure'} <= kept
+        small = learn.condense()
+        lost.append(whole-_fit(small, 2))
+        assert set(small.dls.cont_names)==kept & set(conts) and {n for n in small.dls.cat_names if not n.endswith('_na')}==kept & set(cats)
+        small.export('small.pkl')
+        loaded = load_learner(tmp_path/'small.pkl')
+        for l in (small, loaded): l.remove_cbs(ProgressCallback)
+        rows = df.iloc[6000:6200]
+        some,all_columns = [l.get_preds(dl=l.dls.test_dl(r))[0] for l,r in ((loaded,rows[sorted(kept)]), (small,rows))]
+        assert float((some-all_columns).abs().max()) <= 1e-6
+        assert loaded.predict(rows[sorted(kept)].iloc[0])[1]==int(some[0].argmax())
+    assert np.mean(lost) <= .005, lost
+
 def test_errors_leave_everything_as_it_was():
     x = torch.randn(64, 3, 8, 8)
     cases = [(dict(criterion='large_scaled', granularity='row'), 'no weight reads a feature that is masked'), (dict(granularity='feature'), "of granularity 'channel'"),
@@ -308,7 +336,8 @@ def test_errors_leave_everything_as_it_was():
         learn = learner(conv(), x)
         before = deepcopy(learn.model.state_dict())
         with pytest.raises(ValueError, match=message): fit(learn, 1, InputPruneCallback(.5, **kwargs))
-        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not any(isinstance(f, InputMask) for f in learn.dls.train.after_batch.fs)
+        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+        assert not any(isinstance(f, InputMask) for f in learn.dls.train.after_batch.fs)
     learn = learner(conv(), torch.ones(64, 3, 8, 8))
     with pytest.raises(ValueError, match='all inputs are the same'): fit(learn, 1, InputPruneCallback(.5))
     learn = learner(conv(), x)
