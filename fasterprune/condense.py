@@ -69,15 +69,13 @@ class Condenser:
     ) -> Condensed:
         "The small network; a `ValueError` if even an unchanged copy differs from the model."
         self._analyze()
+        self._doubt_numbers()
         candidates,spared = self._candidates(),[]
         trial = self._fitting(verify)
         error = math.nan
         if verify:
             with of_one_width(self.model, self.sample): self.reference = Reference(self.model, self.sample)
             error = self._error(trial)
-            if not error <= self.reference.tolerance and self._doubt_numbers():
-                candidates,trial = self._candidates(),self._fitting(verify)
-                error = self._error(trial)
             if not error <= self.reference.tolerance:
                 trial = self._try(self._bisect([], candidates, spared))
                 error = self._error(trial)
@@ -150,13 +148,20 @@ def _fitting(self:Condenser, verify):
 
 @patch
 def _doubt_numbers(self:Condenser):
-    "Are there numbers in the code that are others for another batch? They are analyzed anew, in doubt of them."
-    ops,dtype = self.graph.tape.ops,self.reference.dtype
-    other = capture(copy_of(self.plain, dtype) if dtype else self.plain, self.reference.cases[-1][0], one_operation)
-    if [o.name for o in ops]!=[o.name for o in other.ops]: return False
-    wrong = {i for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other.ops[i])}
-    if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, {**self.graph.doubts, **{i:1 for i in wrong}}, self.expand)
-    return bool(wrong)
+    "If there are numbers in the code that are others for another batch, analyze anew, in doubt of them."
+    ops = self.graph.tape.ops
+    other = self._other_ops() if self.graph.numeric else []
+    if [o.name for o in ops]!=[o.name for o in other]: return
+    wrong = {i:1 for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other[i])}
+    if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, wrong, self.expand)
+
+@patch
+def _other_ops(self:Condenser):
+    "What the network does to a batch of another size, with images of another size if it takes them."
+    for xs in other_batches(self.sample):
+        try: return capture(self.plain, xs, one_operation).ops
+        except ValueError: continue
+    return []
 
 @patch
 def _error(self:Condenser, trial): return self.reference.error(trial.model, trial.inputs)
