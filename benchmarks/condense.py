@@ -81,17 +81,10 @@ def architectures():
             print(' '.join(f'{k}={v:.3g}' if isinstance(v, float) else f'{k}={v}' for k,v in r.items() if k!='short'), flush=True)
             yield r
 
-def renewed(df):
-    "The new rows, and of networks that were not asked for those of before."
-    path = root/'results'/'condense_architectures.csv'
-    if not names or not path.exists(): return df
-    old = pd.read_csv(path)
-    return pd.concat([old[~old.network.isin(names)], df])
-
 def main():
     if '--peer' in sys.argv: return peer(*sys.argv[-3:])
     if '--peers' not in sys.argv:
-        df = renewed(pd.DataFrame(architectures()).assign(**versions()))
+        df = renewed(pd.DataFrame(architectures()).assign(**versions()), 'condense_architectures', names)
         order = {n:i for i,n in enumerate([*classifiers, *segmenters, *families, *ways])}
         write(df.sort_values(['network','way'], key=lambda c: c.map(order)), 'condense_architectures')
         print(f"\n{len(df)} cases, {int(df.get('failure', pd.Series(dtype=str)).notna().sum())} failures; largest error {df.error_double.max():.1e} in double, "

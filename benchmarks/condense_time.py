@@ -1,4 +1,5 @@
-"Time to condense, by torch-pruning and simplify on the same channels, too: interleaved runs in processor seconds, one thread. Writes results/condense_time.csv."
+"""Time to condense, by torch-pruning and simplify on the same channels, too: interleaved runs in processor seconds, one thread.
+Writes results/condense_time.csv; if names of networks are given, only their rows are made anew."""
 import itertools
 from copy import deepcopy
 from statistics import median
@@ -7,6 +8,8 @@ import pandas as pd
 from peers import *
 from zeros import zeroed
 from zoo import network
+
+names = [a for a in sys.argv[1:] if a[0]!='-']
 
 def seconds(model, x, way, limit, at_least):
     "For each method its times, in turn, on fresh copies of `model`; without those that fail."
@@ -27,7 +30,7 @@ def seconds(model, x, way, limit, at_least):
 rival = dict(coupled='torch-pruning, zero shifts', independent='torch-pruning, zero weights') # what it does with the latter is wrong, but it takes its time
 
 def rows():
-    for name,way in itertools.product(['resnet18'] if quick else ['resnet18','resnet50','vgg16_bn','mobilenet_v2','densenet121'], rival):
+    for name,way in itertools.product(['resnet18'] if quick else names or ['resnet18','resnet50','vgg16_bn','mobilenet_v2','densenet169'], rival):
         model = zeroed(network(name, short=False)[0], images(2, 64), way)
         times = seconds(model, images(2, 64), way, 5 if quick else 10, 3)
         peer = median(times.get(rival[way], [float('nan')]))
@@ -38,4 +41,4 @@ def rows():
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    write(pd.DataFrame(rows()), 'condense_time')
+    write(renewed(pd.DataFrame(rows()).assign(**versions()), 'condense_time', names), 'condense_time')

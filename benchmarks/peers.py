@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 warnings.simplefilter('ignore')
-import simplify, timm, torch, torch_pruning as tp, torchvision
+import pandas as pd, simplify, timm, torch, torch_pruning as tp, torchvision
 from torch import nn
 
 import fasterprune
@@ -63,6 +63,13 @@ def versions(seed=0):
     return dict(seed=seed, fasterprune=fasterprune.__version__, torch_pruning=tp.__version__, simplify=version('torch-simplify'), torch=torch.__version__,
         torchvision=torchvision.__version__, timm=timm.__version__, python=platform.python_version(),
         machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit)
+
+def renewed(df, name, networks):
+    "The new rows, and those of before of networks that were not asked for by name."
+    path = root/'results'/f'{name}.csv'
+    if not networks or not path.exists(): return df
+    old = pd.read_csv(path)
+    return pd.concat([old[~old.network.isin(networks)], df])
 
 def write(df, name):
     "Print the table; save it with its circumstances, if it does not have them already, unless `quick`."
