@@ -132,6 +132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fasterprune/condense.py'),
                                       'fasterprune.condense.Condenser._input_units': ( 'condense.html#condenser._input_units',
                                                                                        'fasterprune/condense.py'),
+                                      'fasterprune.condense.Condenser._other_ops': ( 'condense.html#condenser._other_ops',
+                                                                                     'fasterprune/condense.py'),
                                       'fasterprune.condense.Condenser._report': ( 'condense.html#condenser._report',
                                                                                   'fasterprune/condense.py'),
                                       'fasterprune.condense.Condenser._try': ('condense.html#condenser._try', 'fasterprune/condense.py'),
@@ -865,4 +867,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fasterprune.verify._batches': ('verify.html#_batches', 'fasterprune/verify.py'),
                                     'fasterprune.verify._noise': ('verify.html#_noise', 'fasterprune/verify.py'),
                                     'fasterprune.verify.eval_outputs': ('verify.html#eval_outputs', 'fasterprune/verify.py'),
-                                    'fasterprune.verify.gap': ('verify.html#gap', 'fasterprune/verify.py')}}}
+                                    'fasterprune.verify.gap': ('verify.html#gap', 'fasterprune/verify.py'),
+                                    'fasterprune.verify.other_batches': ('verify.html#other_batches', 'fasterprune/verify.py')}}}
