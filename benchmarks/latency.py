@@ -1,12 +1,15 @@
-"Speed-up over the masked dense network, of torch-pruning and simplify, too: medians of interleaved runs, one thread. Writes results/condense_latency.csv."
+"""Speed-up over the masked dense network, of torch-pruning and simplify, too: medians of interleaved runs, one thread.
+Writes results/condense_latency.csv; if names of networks are given, only their rows are made anew. Ten minutes."""
 from copy import deepcopy
 import pandas as pd
 from peers import *
 from zeros import zeroed
 from zoo import network
 
+names = [a for a in sys.argv[1:] if a[0]!='-']
+
 def rows():
-    for name in ['resnet18'] if quick else ['resnet18','vgg16_bn']:
+    for name in ['resnet18'] if quick else names or ['resnet18','vgg16_bn']:
         for side in [32,64] if quick else [32,64,224]:
             x = images(2, side)
             dense = zeroed(network(name, short=False)[0], x, 'coupled')
@@ -25,4 +28,4 @@ def rows():
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    write(pd.DataFrame(rows()), 'condense_latency')
+    write(renewed(pd.DataFrame(rows()).assign(**versions()), 'condense_latency', names), 'condense_latency')
