@@ -30,6 +30,7 @@ from .saving import *
 from .learner import *
 from .inputs import *
 from .prune_inputs import *
+from .shown import *
 from .report import *
 from .data import *
 
