@@ -108,6 +108,7 @@ def leaves_nothing(case):
     if any(isinstance(m, Constant) for m in c.model.modules()) or not Graph(net, x).live: return # a network that is dead altogether keeps one unit for each reason
     unread = n_unread(c.model, c.inputs(x))
     spare = {n:k for n,k in unread.items() if k>1} # one may carry the constants of others, or be the last of its layer
+    if any('max' in l or 'min' in l for l in case.lines): return # who is never the largest is read, but trying does not show it
     assert not spare, f'not read: {spare}\n{c.report}\n{case}'
 
 def tells_what_stays(case):
