@@ -32,7 +32,6 @@ def _parse(granularity):
 
 def _number(name, sizes, shape, units):
     "The number of the feature that each element of an item belongs to."
-    if name in ('auto','feature'): return units.unique(return_inverse=True)[1].view(shape)
     if len(shape)<2: raise ValueError(f'granularity {name!r}, but an item has shape {shape}: it needs two dimensions or more')
     def _along(d, size=1): return (torch.arange(shape[d])//size).view([-1 if i==d%len(shape) else 1 for i in range(len(shape))]).expand(shape)
     if name=='channel': return _along(0)
@@ -171,12 +170,12 @@ def add_mask(
     dls,           # `DataLoaders`, changed: from now on they deliver masked inputs
     mask:InputMask # of all features
 ) -> InputMask: # `mask`, or the one that was there already and means the same
-    "Let DataLoaders of any kind mask their inputs."
+    "Let all loaders mask their inputs; a `ValueError`, and none does, if one of them takes no transform."
     for dl in dls.loaders:
         for f in getattr(getattr(dl, 'after_batch', None), 'fs', []):
             if isinstance(f, InputMask) and all(torch.equal(a, b) for a,b in zip(f.buffers(), mask.buffers()) if a.dtype!=torch.bool) and len(f.alive)==len(mask.alive): return f
-    for i,dl in enumerate(dls.loaders):
-        if isinstance(getattr(dl, 'after_batch', None), Pipeline): dl.after_batch.add([mask])
-        else: raise ValueError(f'features of granularity {mask.granularity!r} are masked by a transform in the DataLoaders, but {type(dl).__name__} takes none: '
-            "make them with fastai, or take granularity 'channel' or 'feature'")
+    other = next((dl for dl in dls.loaders if not isinstance(getattr(dl, 'after_batch', None), Pipeline)), None)
+    if other is not None: raise ValueError(f'features of granularity {mask.granularity!r} are masked by a transform in the DataLoaders, but {type(other).__name__} takes none: '
+        "make them with fastai, or take granularity 'channel' or 'feature'")
+    for dl in dls.loaders: dl.after_batch.add([mask])
     return mask

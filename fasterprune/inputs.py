@@ -81,7 +81,6 @@ class InputPruner:
         if getattr(self.criterion, 'of_inputs', False) and f.table: raise ValueError("'gradient_input' needs inputs that have gradients, but categories have none: take 'taylor'")
         self.granularity,self.shapes,self.readers,self.params = f.granularity,f.shapes,f.readers,f.params
         device = next((p.device for p in self.params.values()), None)
-        self.elements = torch.cat([e.flatten() for e in f.elements]).to(device)
         self.cols = {w:c.to(device) for w,c in f.cols.items()}
         self.scales,self.unwatch,self.means = {},noop,RunningMean()
         self.deaths,self.least = [],0 # features in the order in which they died; how many have to be dead
