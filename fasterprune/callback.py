@@ -18,6 +18,7 @@ from .granularity import *
 from .units import *
 from .contexts import *
 from .sparsify import *
+from .fast import *
 
 # %% ../nbs/04a_callback.ipynb #3f958b78
 def sample_of(
@@ -119,7 +120,7 @@ def _averages(learn):
 @patch
 def _sparsify(self:MaskCallback, fraction):
     before = self.sparsifier.reached
-    self.sparsifier.sparsify(self.sparsity, fraction)
+    self.sparsifier.update(self.sparsity, fraction)
     if self.sparsifier.reached!=before:
         for copy in _averages(self.learn): self.sparsifier.apply(copy)
 
@@ -245,7 +246,7 @@ def check(self:SparsifyCallback):
 def record(self:SparsifyCallback, pos):
     "Note what is reached, in all and by layer."
     self.history.append((pos, self.sparsifier.reached))
-    self.layer_history.append([g.dead/g.n for g in self.sparsifier.groups])
+    self.layer_history.append([g.share() for g in self.sparsifier.groups])
 
 # %% ../nbs/04a_callback.ipynb #2a8a7963
 def layer_styles(
@@ -275,7 +276,7 @@ def plot_sparsity(self:SparsifyCallback,
     groups,xs = self.sparsifier.groups,[h[0] for h in self.history]
     targets = {id(g[0]):s for g,s in self.sparsifier.pools(self.sparsity) if len(g)==1}
     for i,(g,style) in enumerate(zip(groups, layer_styles([g.name for g in groups]))):
-        ax.plot(xs, [h[i] for h in self.layer_history], **style)
+        ax.plot(xs, [float(h[i]) for h in self.layer_history], **style)
         if id(g) in targets: ax.plot(*self._wanted(targets[id(g)], g.start/g.n), ':', c=style['c'])
     if not isinstance(self.sparsity, dict): ax.plot(*self._wanted(self.sparsity, self.start), c='#bdbdbd', lw=4, zorder=0, label='schedule')
     ax.plot(*zip(*self.history), c='k', ls='--', label='all')
@@ -296,15 +297,11 @@ class KeepZeros(Callback):
         try: self.masks = find_zeros(self.model, first_items(self.xb))
         except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
+        self.zeros = Zeros(self.masks)
 
-    def after_backward(self):
-        for n,p in self.params.items():
-            if p.grad is not None: p.grad.mul_(self.masks[n])
-
-    @torch.no_grad()
-    def after_step(self):
-        if self.params: torch._foreach_mul_(list(self.params.values()), [self.masks[n] for n in self.params])
+    def after_backward(self): self.zeros.apply({n:p.grad for n,p in self.params.items()})
+    def after_step(self): self.zeros.apply(self.params)
 
     def after_fit(self):
         if self.masks is not None: self.after_step() # a step may have been cut short, or the weights replaced
-        self.masks,self.params = None,{}
+        self.masks,self.params,self.zeros = None,{},Zeros({})

@@ -38,17 +38,19 @@ def mean_score(total, n): return total/n
 def criterion(
     needs:str='',          # names of what it reads in the context, separated by spaces
     unit=mean_score,       # score of a unit, from the sum over its weights and their number
-    comparable:bool=False  # do scores mean the same in every layer?
+    comparable:bool=False, # do scores mean the same in every layer?
+    pointwise:bool=False   # is the score of a weight a function of that weight alone, which is 0 for 0? Then it is made where it is needed
 ): # a decorator
     "Say what a criterion needs, and how its scores are to be taken."
     def _mark(f):
-        f.needs,f.unit,f.comparable = tuple(needs.split()),unit,comparable
+        f.needs,f.unit,f.comparable,f.pointwise = tuple(needs.split()),unit,comparable,pointwise
         return f
     return _mark
 
 def needs_of(criterion): return getattr(criterion, 'needs', ())
 
 # %% ../nbs/01_criteria.ipynb #c1ce5b4e
+@criterion(pointwise=True)
 def large_final(
     weight:Tensor,       # weight of a layer, any shape
     context:LayerContext # not used
@@ -57,10 +59,12 @@ def large_final(
     return weight.abs()
 
 # %% ../nbs/01_criteria.ipynb #8032f576
+@criterion(pointwise=True)
 def squared_final(weight:Tensor, context:LayerContext) -> Tensor:
     "Score by the square: the largest weights are kept."
     return weight**2
 
+@criterion(pointwise=True)
 def small_final(weight:Tensor, context:LayerContext) -> Tensor:
     "Score by negative magnitude: the smallest weights are kept."
     return -weight.abs()

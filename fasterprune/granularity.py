@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weighted', 'granularities', 'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity',
-           'lowest', 'best_of_neighbors']
+           'has_numpy', 'lowest', 'best_of_neighbors']
 
 # %% ../nbs/02_granularity.ipynb #4df5f423
 import re
@@ -138,6 +138,12 @@ def get_granularity(
     raise ValueError(f"granularity {granularity!r} is not known: take one of {', '.join(granularities)}, '1:4', 'block(8,2)', or a `Granularity`")
 
 # %% ../nbs/02_granularity.ipynb #e0839c3f
+def has_numpy(
+    t:Tensor # any tensor
+) -> bool: # True for float32 and float64 on the CPU
+    "Can NumPy work on the memory of `t`?"
+    return t.device.type=='cpu' and t.dtype in (torch.float32, torch.float64) and t.layout==torch.strided
+
 def lowest(
     scores:Tensor, # score of each unit, any shape
     k:int          # how many units, 0 <= `k` <= number of units
@@ -146,11 +152,18 @@ def lowest(
     if k<=0: return torch.zeros_like(scores, dtype=torch.bool)
     flat = scores.detach().flatten()
     if flat.dtype in (torch.float16, torch.bfloat16): flat = flat.float()
-    on_cpu = flat.device.type=='cpu'
-    threshold = torch.from_numpy(np.partition(flat.numpy(), k-1)[k-1:k]) if on_cpu else flat.kthvalue(k).values
+    if has_numpy(flat): return torch.from_numpy(_lowest_on_cpu(flat.numpy(), k)).view(scores.shape)
+    n = len(flat)
+    threshold = flat.topk(k, largest=False, sorted=False).values.max() if 2*k<=n else flat.topk(n-k+1, sorted=False).values.min()
     chosen,ties = flat < threshold, flat == threshold
-    chosen |= ties & (ties.cumsum(0) <= k-chosen.sum())
+    chosen |= ties & (ties.cumsum(0, dtype=torch.int32) <= k-chosen.sum()) # all on the device: nothing is waited for
     return chosen.view(scores.shape)
+
+def _lowest_on_cpu(flat, k):
+    threshold = np.partition(flat, k-1)[k-1]
+    chosen = flat < threshold
+    chosen[np.flatnonzero(flat==threshold)[:k-np.count_nonzero(chosen)]] = True
+    return chosen
 
 # %% ../nbs/02_granularity.ipynb #6ab1390d
 def best_of_neighbors(

@@ -265,6 +265,9 @@ def sparsify(self:InputPruner,
     self.apply()
 
 @patch
+def update(self:InputPruner, sparsity, fraction=1.): self.sparsify(sparsity, fraction)
+
+@patch
 def put_into(self:InputPruner,
     dls # `DataLoaders`, changed
 ):

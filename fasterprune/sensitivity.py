@@ -25,12 +25,13 @@ def restored(
 ):
     "Put weights and masks back as they were."
     params = {n:sparsifier.params[n].detach().clone() for n in sparsifier.masks}
-    groups = [(g, g.alive, g.dead) for g in sparsifier.groups]
+    groups = [(g, g.alive.clone(), g.dead) for g in sparsifier.groups]
     try: yield
     finally:
         with torch.no_grad():
             for n,p in params.items(): sparsifier.params[n].copy_(p)
-        for g,alive,dead in groups: g.alive,g.dead = alive,dead
+        for g,alive,dead in groups: g.alive,g.counted = alive.clone(),dead
+        sparsifier.counts = {}
         sparsifier._mask()
 
 def _measure(learn, sparsifier):

@@ -18,6 +18,7 @@ from .capture import *
 from .graph import *
 from .units import *
 from .contexts import *
+from .fast import *
 
 # %% ../nbs/04_sparsify.ipynb #ec5f7059
 class Sparsifier:
@@ -46,10 +47,13 @@ class Sparsifier:
         if 'input_norm' in needs_of(self.criterion): self._leave_unmeasured()
         self.memory = Memory(needs_of(self.criterion), model, [s.param for g in self.groups for s in g.weights])
         self._check()
-        self.asked = {} # what was last asked of groups that compete
+        self.asked = {}  # what was last asked of groups that compete
+        self.counts = {} # how many units of groups that compete are dead, where it need not be looked up
+        self.finite = {} # are the scores of a layer, where that is not waited for?
         for g in self.groups:
             alive = self._find_alive(g)
-            g.start = self._set(g, alive if alive.any() else ~alive)
+            self._set(g, alive if alive.any() else ~alive)
+            g.start = g.dead
         self._mask()
 
     @property
@@ -58,11 +62,9 @@ class Sparsifier:
     @property
     def reached(self) -> float: # fraction of all units
         "The share of units that are masked."
-        return sum(g.dead for g in self.groups)/self.n
+        return (sum(self.counts.values()) if sum(map(len, self.counts))==len(self.groups) else sum(g.dead for g in self.groups))/self.n
 
-    def _set(self, group, alive):
-        group.alive,group.dead = alive,group.n - int(alive.sum())
-        return group.dead
+    def _set(self, group, alive): group.alive,group.counted = alive,None
 
     def __repr__(self):
         dense = [f'left dense: {n or "the model"} ({why})' for n,why in self.left_dense.items()]
@@ -101,6 +103,7 @@ def _mask(self:Sparsifier):
         for s in g.weights+g.others:
             live = s.spread(g.alive, self.params[s.param], True)
             self.masks[s.param] = self.masks[s.param] & live if s.param in self.masks else live
+    self.zeros = Zeros(self.masks)
 
 # %% ../nbs/04_sparsify.ipynb #cc7927f3
 @patch
@@ -109,15 +112,12 @@ def apply(self:Sparsifier,
     model:nn.Module=None # a copy of the model, such as a moving average of it; `None`: the model itself
 ):
     "Zero what belongs to dead units."
-    params = self.params if model is None else dict(model.named_parameters(remove_duplicate=False))
-    torch._foreach_mul_([params[n] for n in self.masks], list(self.masks.values()))
+    self.zeros.apply(self.params if model is None else dict(model.named_parameters(remove_duplicate=False)))
 
 @patch
-@torch.no_grad()
 def apply_grad(self:Sparsifier):
     "Zero the gradients of what belongs to dead units."
-    pairs = [(self.params[n].grad,m) for n,m in self.masks.items() if self.params[n].grad is not None]
-    if pairs: torch._foreach_mul_(*map(list, zip(*pairs)))
+    self.zeros.apply({n:self.params[n].grad for n in self.masks})
 
 # %% ../nbs/04_sparsify.ipynb #69104569
 @patch
@@ -134,13 +134,24 @@ def _score_now(self:Sparsifier, group):
         p = self.params[s.param].detach()
         scale = None if norm is None else s.spread(norm, p, 0.)
         if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
-        score = _checked(self.criterion(p, self.memory.context(s.param, scale)), p, owner_of(s.param))
+        if self._by_rows(group, s, p):
+            sums,k = row_sums(partial(self.criterion, context=None), p.flatten(1))
+            if sums.sum().isfinite():
+                total = total + s.collect(sums, group.n)
+                n = n + s.collect(torch.full_like(sums, k), group.n)
+                continue
+        score = self._checked(self.criterion(p, self.memory.context(s.param, scale)), p, owner_of(s.param))
         if not s.spans and s.rows is None: return unit(score.flatten(), 1).clone()
         live = torch.ones((), dtype=torch.bool, device=p.device)
         if group.kind and s.shape is None: live = (p!=0).any([d for d in range(p.ndim) if d not in s.spans], keepdim=True)
         total = total + s.total(score*live, group.n)
         n = n + s.total(live.expand_as(p).float(), group.n)
     return unit(total, n.clamp(min=1))
+
+@patch
+def _by_rows(self:Sparsifier, group, s, p):
+    "Is each unit a row, of which one pass gives the score?"
+    return getattr(self.criterion, 'pointwise', False) and group.kind and s.shape is None and s.spans==tuple(range(1, p.ndim)) and has_numpy(p) and p.is_contiguous()
 
 @patch
 def _norm_scale(self:Sparsifier, group):
@@ -150,13 +161,17 @@ def _norm_scale(self:Sparsifier, group):
     if not scales: return None
     return sum(s.total(self.params[s.param].detach().abs(), group.n) for s in scales) / len(scales)
 
-def _checked(score, weight, layer):
-    "The scores that a criterion gave, if it may."
+@patch
+def _checked(self:Sparsifier, score, weight, layer):
+    "The scores that a criterion gave, if it may; on a GPU it turns out at the end of the epoch whether they are finite."
     if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} for weights of '
         f'{tuple(weight.shape)}; it has to give one for each weight')
-    if not score.sum(dtype=torch.float32).isfinite() and (bad := int((~score.isfinite()).sum())): # the sum is much faster than looking at each
-        raise ValueError(f'layer {layer!r}: {bad} of {weight.numel()} scores are not finite: look for NaN in its weights, or lower the learning rate')
+    finite = score.sum(dtype=torch.float32).isfinite() # much faster than looking at each
+    if not has_numpy(score): self.finite[layer] = finite & self.finite.get(layer, True)
+    elif not finite and (bad := int((~score.isfinite()).sum())): raise ValueError(f'layer {layer!r}: {bad} of {weight.numel()} scores ' + _not_finite)
     return score.float()
+
+_not_finite = 'are not finite: look for NaN in its weights, or lower the learning rate'
 
 # %% ../nbs/04_sparsify.ipynb #6e45bff3
 @patch
@@ -191,20 +206,52 @@ def sparsify(self:Sparsifier,
     fraction:float=1. # how far to go from the sparsity that the model came with to `sparsity`
 ):
     "Mask the share `sparsity` of the units, exactly; what is no longer masked stays 0 until it is trained. An error changes nothing."
-    chosen = {}
+    self.update(sparsity, fraction)
+    self.apply()
+
+@patch
+@torch.no_grad()
+def update(self:Sparsifier, sparsity, fraction=1.):
+    "The same, where `apply` was called after the last step: zero only what dies."
     if self.shared:
         for g in self.groups: self._set(g, g.alive & self._find_alive(g))
+        self.counts = {}
+    few,many,counts = [],[],{}
     for groups,s in self.pools(sparsity):
-        n,start,dead = [sum(getattr(g, k) for g in groups) for k in ('n','start','dead')]
+        key = tuple(map(id, groups))
+        n,start,dead = sum(g.n for g in groups),sum(g.start for g in groups),self.counts[key] if key in self.counts else sum(g.dead for g in groups)
         k = dead_count(n, start, s, fraction)
-        if k!=dead or self.round_to>1 and k: chosen.update(self._choose(groups, k))
-    for g in self.groups:
-        if id(g) in chosen:
-            g.regrew |= bool((chosen[id(g)] < ~g.alive).any())
-            self._set(g, ~chosen[id(g)])
-    if chosen or self.shared: self._mask()
-    self.apply()
-    if chosen: self.memory.refresh()
+        if self.round_to==1: counts[key] = k
+        if k==dead and (self.round_to==1 or not k): continue
+        found = self._find_few(groups, k-dead)
+        if found: few += zip(groups, found)
+        else: many += zip(groups, self._choose(groups, k), [k<dead]*len(groups))
+    self._kill(few, many)
+    self.counts = counts
+
+@patch
+def _kill(self:Sparsifier, few, many):
+    "Mask units: some more of a group, or exactly those that are chosen of it."
+    for g,at in few:
+        g.alive.numpy()[at] = False # and so the mask, which is the same memory
+        self.params[g.weights[0].param].detach().numpy().reshape(-1)[at] = 0
+        g.counted = g.dead+len(at)
+    for g,dead,fewer in many:
+        if fewer or self.round_to>1 or self.min_units>1: g.regrew |= bool((dead < ~g.alive).any())
+        self._set(g, ~dead)
+    if many or self.shared:
+        self._mask()
+        self.apply()
+    if few or many: self.memory.refresh()
+
+@patch
+def _find_few(self:Sparsifier, groups, k):
+    "The `k` lowest weights that are alive, found in one pass; `None` where that is not possible."
+    weights = [self.params[g.weights[0].param].detach() for g in groups]
+    if k<=0 or self.round_to>1 or self.shared or self.granularity.structured or self.granularity.n_of_m or not getattr(self.criterion, 'pointwise', False): return
+    if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
+    found = lowest_alive(partial(self.criterion, context=None), [p.view(-1) for p in weights], [g.alive for g in groups], k)
+    if found and all(g.n-g.dead-len(at) >= min(self.min_units, g.n) for g,at in zip(groups, found)): return found
 
 @patch
 def _choose(self:Sparsifier, groups, k):
@@ -218,12 +265,14 @@ def _choose(self:Sparsifier, groups, k):
         score[self._has_to_stay(g, score)] = torch.inf
     low = lowest(torch.cat(scores), k).split([g.n for g in groups])
     if self.round_to>1: low = self._rounded(groups, scores, k, [int(l.sum()) for l in low])
-    return {id(g):l for g,l in zip(groups, low)}
+    return low
 
 
 def _standardize(score, alive):
     "Distance from the mean of those that are alive, in standard deviations; 0 if they are all the same."
-    std,mean = torch.std_mean(score[alive], correction=0)
+    n = torch.count_nonzero(alive)
+    mean = torch.where(alive, score, 0.).sum()/n
+    std = (torch.where(alive, score-mean, 0.).square().sum()/n).sqrt()
     score.sub_(mean).div_(std.clamp(min=1e-6*mean.abs()).clamp(min=1e-30))
 
 # %% ../nbs/04_sparsify.ipynb #aabe01fe
@@ -234,8 +283,8 @@ def _has_to_stay(self:Sparsifier, group, score):
         m = self.memory.layers[group.weights[0].param]
         return best_of_neighbors(self.granularity, m, score.view(m.weight.shape)).flatten()
     stay = torch.zeros(group.n, dtype=torch.bool, device=score.device)
-    if self.granularity.name!='layer' and group.dead<group.n: stay[score.argmax() if self.min_units==1 else score.topk(min(self.min_units, group.n)).indices] = True
-    return stay
+    if self.granularity.name=='layer': return stay
+    return stay.index_fill_(0, score.argmax()[None] if self.min_units==1 else score.topk(min(self.min_units, group.n)).indices, True) & group.alive.any()
 
 @patch
 def _rounded(self:Sparsifier, groups, scores, k, dead):
@@ -288,8 +337,10 @@ def report(self:Sparsifier
 @patch
 def sparsity(self:Sparsifier
 ) -> float: # fraction of all units
-    "The share of units that are zero, counted in the weights."
-    return 1 - sum(int(self._find_alive(g).sum()) for g in self.groups)/self.n
+    "The share of units that are zero, counted in the weights; a `ValueError` if scores were not finite."
+    for layer,finite in self.finite.items():
+        if not finite: raise ValueError(f'layer {layer!r}: scores {_not_finite}')
+    return 1 - sum(int(torch.count_nonzero(self._find_alive(g))) for g in self.groups)/self.n
 
 # %% ../nbs/04_sparsify.ipynb #aa1be6ed
 def sparsity_report(

@@ -92,17 +92,25 @@ class Slices:
     ) -> Tensor: # (n,)
         "The sum over each unit."
         t = self.seen(t)
-        sums = (t.sum(self.spans) if self.spans else t).flatten()
-        if self.rows is None: return sums
-        rows = self.rows.to(t.device)
-        return torch.zeros(n, dtype=sums.dtype, device=t.device).index_add_(0, rows[rows>=0], sums[rows>=0])
+        return self.collect((t.sum(self.spans) if self.spans else t).flatten(), n)
+
+    def collect(self,
+        values:Tensor, # one for each slice
+        n:int          # how many units there are
+    ) -> Tensor: # (n,)
+        "The sum over the slices of each unit."
+        if self.rows is None: return values
+        rows = self.rows.to(values.device)
+        return torch.zeros(n, dtype=values.dtype, device=values.device).index_add_(0, rows[rows>=0], values[rows>=0])
 
     def alive(self,
         p:Tensor, # the parameter
         n:int     # how many units there are
     ) -> Tensor: # (n,), bool
         "Which units have something that is not zero here? Never a sum of weights: they may cancel."
-        return self.total((p!=0).float(), n) > 0
+        live = self.seen(p!=0)
+        live = (live.flatten() if not self.spans else live.any(self.spans).flatten())
+        return live if self.rows is None else self.collect(live.float(), n) > 0
 
     def spread(self,
         values:Tensor, # one for each unit
@@ -127,9 +135,17 @@ class Group:
     kind: str = ''     # 'outputs' if units make outputs of a layer, 'inputs' if they read its inputs, else ''
     reasons: list = field(default_factory=list) # why the layers are tied
     alive: Tensor=None # which units are not zero
-    dead: int = 0      # how many units are zero
     start: float = 0   # how many units were zero at first
     regrew: bool = False # have some been let go that were zero?
+    counted: int|None = 0 # how many units are zero, if that is known
+
+    @property
+    def dead(self) -> int: # units
+        "How many units are zero; on a GPU it is waited for, unless it is known."
+        if self.counted is None: self.counted = self.n - int(torch.count_nonzero(self.alive))
+        return self.counted
+
+    def share(self): return (self.n-torch.count_nonzero(self.alive) if self.counted is None else self.counted)/self.n # not waited for
 
     @property
     def name(self): return '+'.join(n or 'the model' for n in self.layers)
