@@ -76,6 +76,7 @@ class MaskCallback(Callback):
 
     def after_backward(self): self.sparsifier.apply_grad()
     def after_step(self): self.sparsifier.apply()
+    def cut(self, cuts, inputs): self.sparsifier.cut(cuts)
 
 # %% ../nbs/04a_callback.ipynb #64baddd7
 @patch
@@ -297,6 +298,14 @@ class KeepZeros(Callback):
         try: self.masks = find_zeros(self.model, first_items(self.xb))
         except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
+        self.zeros = Zeros(self.masks)
+
+    def cut(self, cuts, inputs):
+        "Follow a network that shrinks."
+        self.params = {n:p for n,p in self.params.items() if cuts.get(p, ()) is not None}
+        self.masks = {n:self.masks[n] for n in self.params}
+        for n,p in self.params.items():
+            for d,kept in cuts.get(p, ((),{}))[1].items(): self.masks[n] = self.masks[n].index_select(d, kept.to(p.device))
         self.zeros = Zeros(self.masks)
 
     def after_backward(self): self.zeros.apply({n:p.grad for n,p in self.params.items()})

@@ -55,9 +55,10 @@ class Condenser:
         sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
         inputs:bool=True, # remove features of the input, too?
         round_to:int=1,  # what the widths of layers are to be multiples of; a layer that is less wide stays whole
+        constants:bool=True, # may a layer be replaced by what it gives out, if that is always the same?
         expand:bool=False # may a residual branch be narrower than its stream, over which its last layer then spreads it? It has fewer parameters, and takes time
     ):
-        store_attr('model,inputs,round_to,expand')
+        store_attr('model,inputs,round_to,constants,expand')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = table_inputs(model, as_tuple(sample))
@@ -81,20 +82,23 @@ class Condenser:
                 error = self._error(trial)
                 if not error <= self.reference.tolerance: raise ValueError(f'even an unchanged copy of {type(self.model).__name__} differs from it by {error:.1e}: '
                     'does its output depend on more than its input? verify=False takes it as it is')
-        report = self._report(trial, error, spared)
+        report,self.trial = self._report(trial, error, spared),trial
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}
-        if inplace:
-            make_plain(self.model)
-            apply_plan(self.model, self.graph, trial.plan)
-            if trial.table: cut_columns(self.model, trial.table)
+        if inplace: self.edit()
         special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model, table=trial.table)
         return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices)
+
+    def edit(self):
+        "Change `model` itself as the last condensed copy of it was changed."
+        make_plain(self.model)
+        apply_plan(self.model, self.graph, self.trial.plan)
+        if self.trial.table: cut_columns(self.model, self.trial.table)
 
 # %% ../nbs/05_condense.ipynb #f925bae0
 @patch
 def _analyze(self:Condenser):
     "The model may have changed since the last time."
-    self.plain,self.constants = self.model,True
+    self.plain,self.replaces = self.model,self.constants
     if not is_plain(self.model): make_plain(plain := copy_of(self.model)); self.plain = plain
     known = self.plain is self.model and _shape_of(self.model)==self.shape
     self.graph = Graph(self.plain, self.sample, self.tape if known else None, expand=self.expand)
@@ -118,7 +122,7 @@ def _try(self:Condenser, candidates):
     allowed = torch.full((graph.n_units,), candidates is None)
     for _,units in candidates or []: allowed[units] = True
     if not self.inputs: allowed[self._input_units()] = False # nor what is tied to them
-    plan,model = make_plan(graph, allowed, self.round_to, self.constants),copy_of(self.plain)
+    plan,model = make_plan(graph, allowed, self.round_to, self.replaces),copy_of(self.plain)
     slices = apply_plan(model, graph, plan)
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs])
     old = dict(self.plain.named_modules())
@@ -137,8 +141,8 @@ def _fitting(self:Condenser, verify):
         graph,draft = self.graph,trial.draft or trial
         wrong = wrong_guess(graph, draft.plan, draft.tape, draft.narrowed)
         if wrong is None: return trial
-        if any(isinstance(m, Constant) for m in trial.model.modules()) and self.constants: # does the code look at what was replaced?
-            self.constants = False
+        if any(isinstance(m, Constant) for m in trial.model.modules()) and self.replaces: # does the code look at what was replaced?
+            self.replaces = False
             continue
         if wrong<0 or graph.doubts.get(wrong, 0)>most_doubt: return trial if verify else self._try([])
         op = graph.tape.ops[wrong]

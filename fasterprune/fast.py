@@ -77,13 +77,16 @@ def lowest_alive(
 
 # %% ../nbs/03d_fast.ipynb #6801ce83
 def row_sums(
-    score, # a function of a tensor that gives a score for each of its elements, which depends on that element alone and is 0 for 0
-    t:Tensor # (rows, columns), on the CPU
+    score,    # a function of a tensor that gives a score for each of its elements, which depends on that element alone and is 0 for 0
+    t:Tensor, # (rows, columns), on the CPU
+    counts:Tensor=None # (columns,), bool: which columns count; `None`: all
 ) -> tuple: # the sum of each row; how many columns have something that is not zero
     "What the scores of rows are made of."
     sums,live = np.empty(len(t), np.float32),np.zeros(t.shape[1], bool)
+    some = None if counts is None or counts.all() else counts.numpy()
     for i in range(0, len(t), n := max(1, piece//max(1, t.shape[1]))):
         part = t[i:i+n]
-        sums[i:i+n] = _scores(score, part).sum(1)
+        s = _scores(score, part)
+        sums[i:i+n] = s.sum(1) if some is None else s@some.astype(s.dtype)
         live |= (part.numpy()!=0).any(0)
-    return torch.from_numpy(sums),int(np.count_nonzero(live))
+    return torch.from_numpy(sums),int(np.count_nonzero(live if some is None else live&some))

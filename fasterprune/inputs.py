@@ -35,6 +35,12 @@ class RunningScale:
         self.mean = self.mean + delta*(n/(self.n+n))
         self.n += n
 
+    def cut(self,
+        at:Tensor # columns that are kept
+    ):
+        "Forget the other columns."
+        if self.n: self.mean,self.m2 = self.mean[at.to(self.mean.device)],self.m2[at.to(self.m2.device)]
+
     @property
     def std(self) -> Tensor: # one for each column
         "The standard deviation so far; exactly 0 for what never varied."
@@ -288,17 +294,40 @@ def sparsity(self:InputPruner
 
 # %% ../nbs/06_inputs.ipynb #fee02c3e
 @patch
+def cut(self:InputPruner,
+    cuts:dict,  # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
+    inputs=None # an `InputSelector`, if the inputs are cut, too
+):
+    "Follow a network that shrinks; features that are gone keep their numbers, and are dead."
+    for w in [*self.cols]:
+        shape,kept = cuts.get(self.params[w], ((),{})) or ((),None)
+        if kept is None: [d.pop(w, None) for d in (self.cols,self.readers,self.scales)]
+        elif (at := kept.get(self.readers[w].axes[1])) is not None:
+            self.cols[w] = self.cols[w][at.to(self.cols[w].device)]
+            if w in self.scales: self.scales[w].cut(at)
+    if inputs is not None and not self.features.table: self.features.elements = [e if d is None else inputs._select(i, e[None])[0]
+        for i,(e,d) in enumerate(zip(self.features.elements, inputs.dims))]
+    self.alive = self.alive & self._find_alive()
+    self.least = self.dead
+
+@patch
+def _name_now(self:InputPruner, weight):
+    "The name that a parameter has by now: those of a table change when columns go."
+    return next((n for n,p in self.model.named_parameters() if p is self.params[weight]), weight)
+
+@patch
 @torch.no_grad()
 def trace(self:InputPruner,
     *sample # inputs, as the model takes them; batch first
 ) -> int: # how many features died
     "Cut off features that feed only what is dead."
     if self.masks: return 0
-    fresh = InputFeatures(self.model, sample, self.granularity, self.features.columns)
-    needed = torch.zeros(self.n, dtype=torch.bool)
-    for w,r in fresh.readers.items():
-        read = r.linked[fresh.graph.needed[r.rows]].any(0)
-        needed[fresh.cols[w][read & (fresh.cols[w]>=0)]] = True
+    fresh = Graph(self.model, sample)
+    needed,reads = torch.zeros(self.n, dtype=torch.bool),{r.weight:r for r in fresh.reads}
+    for w,cols in self.cols.items():
+        if (r := reads.get(self._name_now(w))) is None: continue
+        at = cols.cpu()
+        needed[at[r.linked[fresh.needed[r.rows]].any(0) & (at>=0)]] = True
     gone = self.alive & ~needed.to(self.alive.device)
     if not needed.any() or not gone.any(): return 0
     self.deaths += gone.nonzero()[:,0].tolist()

@@ -75,6 +75,17 @@ class Memory:
         "Is there what has to be measured?"
         return ('input_norm' not in self.needs or bool(self.norms)) and ('gradient' not in self.needs or bool(self.units))
 
+    @torch.no_grad()
+    def cut(self,
+        cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
+    ):
+        "Follow parameters that are cut; what the layers read is measured anew."
+        for n in [n for n,p in self.params.items() if p in cuts]:
+            if cuts[self.params[n]] is None: [d.pop(n, None) for d in (self.params,self.layers,self.weights)]
+            for dim,kept in (cuts.get(self.params.get(n)) or ((),{}))[1].items():
+                if n in self.weights: self.weights[n] = self.weights[n].index_select(dim, kept.to(self.weights[n].device))
+        self.norms = {}
+
     def forget(self):
         "Give back all that is kept."
         self.unwatch()

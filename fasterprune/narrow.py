@@ -42,13 +42,18 @@ _sizes = {
     nn.PReLU: lambda m: dict(num_parameters=len(m.weight)),
     nn.RNNBase: lambda m: dict(input_size=m.weight_ih_l0.shape[1])}
 
+def _as_laid_out(new, old):
+    "The same values, with channels last if `old` has them so."
+    last = {4:torch.channels_last, 5:torch.channels_last_3d}.get(new.ndim)
+    return new.contiguous(memory_format=last) if last and old.ndim==new.ndim and not old.is_contiguous() and old.is_contiguous(memory_format=last) else new
+
 def put_tensors(
     model:nn.Module, # changed
     tensors:dict     # new data by name of parameter or buffer, of any shape
 ):
     "Replace the data of parameters and buffers, and let the modules know their sizes."
     old = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    for name,new in tensors.items(): old[name].data,old[name].grad = new.to(old[name].device),None
+    for name,new in tensors.items(): old[name].data,old[name].grad = _as_laid_out(new.to(old[name].device), old[name]),None
     for m in model.modules():
         for cls,size in _sizes.items():
             if isinstance(m, cls): m.__dict__.update(size(m))

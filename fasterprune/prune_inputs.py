@@ -58,6 +58,7 @@ class InputPruneCallback(MaskCallback):
         self.died_at[~pruner.alive.cpu()],pruner.start = 0.,pruner.dead
         return pruner
 
+    def cut(self, cuts, inputs): self.sparsifier.cut(cuts, inputs)
     def after_cancel_batch(self): self._unwatch()
     def after_fit(self): self._unwatch()
     def _unwatch(self):

@@ -59,6 +59,10 @@ class RegularizeCallback(Callback):
         self.params,self.begins,self.history = dict(self.model.named_parameters(remove_duplicate=False)),False,[]
         self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]
 
+    def cut(self, cuts, inputs):
+        "Follow a network that shrinks."
+        for g in self.groups: g.cut(self.params, cuts)
+
     @property
     def now(self): return self.strength * (self.schedule(min(1., self.pct_train)) if self.schedule else 1)
 

@@ -49,6 +49,7 @@ class Sparsifier:
         self._check()
         self.asked = {}  # what was last asked of groups that compete
         self.counts = {} # how many units of groups that compete are dead, where it need not be looked up
+        self.shrunk = False # is something gone for good?
         self.finite = {} # are the scores of a layer, where that is not waited for?
         for g in self.groups:
             alive = self._find_alive(g)
@@ -93,6 +94,7 @@ def _leave_unmeasured(self:Sparsifier):
 @patch
 def _find_alive(self:Sparsifier, group):
     "Which units have a nonzero weight?"
+    if not group.weights: return torch.zeros_like(group.alive) # all of it is gone
     return torch.stack([s.alive(self.params[s.param].detach(), group.n) for s in group.weights]).any(0)
 
 @patch
@@ -135,7 +137,7 @@ def _score_now(self:Sparsifier, group):
         scale = None if norm is None else s.spread(norm, p, 0.)
         if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
         if self._by_rows(group, s, p):
-            sums,k = row_sums(partial(self.criterion, context=None), p.flatten(1))
+            sums,k = row_sums(partial(self.criterion, context=None), p.flatten(1), self._made(s, p))
             if sums.sum().isfinite():
                 total = total + s.collect(sums, group.n)
                 n = n + s.collect(torch.full_like(sums, k), group.n)
@@ -144,14 +146,22 @@ def _score_now(self:Sparsifier, group):
         if not s.spans and s.rows is None: return unit(score.flatten(), 1).clone()
         live = torch.ones((), dtype=torch.bool, device=p.device)
         if group.kind and s.shape is None: live = (p!=0).any([d for d in range(p.ndim) if d not in s.spans], keepdim=True)
+        if (made := s.live_across()) is not None: live = live & made.view([-1 if d==s.across[0] else 1 for d in range(p.ndim)])
         total = total + s.total(score*live, group.n)
         n = n + s.total(live.expand_as(p).float(), group.n)
     return unit(total, n.clamp(min=1))
 
 @patch
+def _made(self:Sparsifier, s, p):
+    "Which columns of a weight read something that is alive; `None`: all."
+    live = s.live_across()
+    return None if live is None else live.view([-1]+[1]*(p.ndim-2)).expand(p.shape[1:]).reshape(-1)
+
+@patch
 def _by_rows(self:Sparsifier, group, s, p):
     "Is each unit a row, of which one pass gives the score?"
-    return getattr(self.criterion, 'pointwise', False) and group.kind and s.shape is None and s.spans==tuple(range(1, p.ndim)) and has_numpy(p) and p.is_contiguous()
+    return getattr(self.criterion, 'pointwise', False) and group.kind and s.shape is None and s.spans==tuple(range(1, p.ndim)) and has_numpy(p) \
+        and p.is_contiguous() and s.across[:1] in ((),(1,))
 
 @patch
 def _norm_scale(self:Sparsifier, group):
@@ -221,6 +231,7 @@ def update(self:Sparsifier, sparsity, fraction=1.):
         key = tuple(map(id, groups))
         n,start,dead = sum(g.n for g in groups),sum(g.start for g in groups),self.counts[key] if key in self.counts else sum(g.dead for g in groups)
         k = dead_count(n, start, s, fraction)
+        if self.shrunk: k = max(k, dead) # what is gone does not come back
         if self.round_to==1: counts[key] = k
         if k==dead and (self.round_to==1 or not k): continue
         found = self._find_few(groups, k-dead)
@@ -301,6 +312,16 @@ def _rounded(self:Sparsifier, groups, scores, k, dead):
     if k >= self.asked.get(key, 0): gone = [max(n, g.dead) for n,g in zip(gone, groups)] # what is dead comes back only where fewer are asked for
     self.asked[key] = k
     return [lowest(s, n) for s,n in zip(scores, gone)]
+
+@patch
+def cut(self:Sparsifier,
+    cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
+):
+    "Follow a network that shrinks: what is gone counts as zero."
+    for g in self.groups: g.cut(self.params, cuts)
+    self.memory.cut(cuts)
+    self.counts,self.shrunk = {},True
+    self._mask()
 
 @patch
 def resume(self:Sparsifier,

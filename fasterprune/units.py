@@ -83,6 +83,7 @@ class Slices:
     spans: tuple             # dimensions of the shape that a slice spans
     shape: tuple|None = None # the shape in which to see the parameter; `None`: its own
     rows: Tensor|None = None # unit of each slice, -1 if it belongs to none; `None`: the slices are the units
+    across: tuple = field(default=(), repr=False) # the other dimension of a weight, and pairs of a group and the number in it of each index along it, -1 for none
 
     def seen(self, t): return t if self.shape is None else t.reshape(self.shape)
 
@@ -123,6 +124,27 @@ class Slices:
         values = values.view([1 if d in self.spans else s for d,s in enumerate(seen)])
         return values if self.shape is None else values.expand(seen).reshape(p.shape)
 
+    def cut(self,
+        n:int,      # how many units there are
+        p:Tensor,   # something of the shape that the parameter had
+        kept:dict   # the indices that are kept of it, by dimension
+    ):
+        "The slices of what is left of the parameter; the units keep their numbers."
+        at = self.spread(torch.arange(n, device=next(iter(kept.values())).device), p, -1)
+        cut = {d:k for d,k in kept.items() if at.shape[d]==p.shape[d]}
+        if self.across and self.across[0] in kept: self.across = (self.across[0], *[(g, number[kept[self.across[0]]]) for g,number in self.across[1:]])
+        if not cut: return self
+        for d,k in cut.items(): at = at.index_select(d, k)
+        return Slices(self.param, self.spans if self.shape is None else (), None, at.flatten(), self.across)
+
+    def live_across(self) -> Tensor|None: # bool, along dimension `across[0]`; `None`: all
+        "Is the unit alive that each index along the other dimension belongs to?"
+        live = None
+        for group,number in self.across[1:]:
+            found = torch.where(number<0, True, group.alive[number])
+            live = found if live is None else live & found
+        return live
+
 # %% ../nbs/03b_units.ipynb #f5d02458
 @dataclass
 class Group:
@@ -144,6 +166,20 @@ class Group:
         "How many units are zero; on a GPU it is waited for, unless it is known."
         if self.counted is None: self.counted = self.n - int(torch.count_nonzero(self.alive))
         return self.counted
+
+    def cut(self,
+        params:dict, # parameters by name
+        cuts:dict    # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
+    ):
+        "Follow parameters that are cut: units of which nothing is left are dead."
+        def _cut(s):
+            shape,kept = cuts.get(params[s.param], ((),{})) or ((),None)
+            if not kept: return [] if kept is None else [s]
+            return [s.cut(self.n, torch.empty(shape, device='meta'), {d:k.to(params[s.param].device) for d,k in kept.items()})]
+        self.weights,self.others = [[new for s in slices for new in _cut(s)] for slices in (self.weights,self.others)]
+        left = torch.zeros_like(self.alive)
+        for s in self.weights: left[slice(None) if s.rows is None else s.rows[s.rows>=0]] = True
+        self.alive,self.counted = self.alive & left,None
 
     def share(self): return (self.n-torch.count_nonzero(self.alive) if self.counted is None else self.counted)/self.n # not waited for
 
@@ -255,7 +291,7 @@ def coupled_units(
     def _why(n): return ('read by nothing that is analyzed' if kind=='outputs' else 'each of its filters reads one channel only'
         if (param_name(n, 'weight'),0) in graph.bound and getattr(selected[n], 'groups', 1)>1 else 'what it reads is not analyzed')
     left.update({n:_why(n) for n in selected if n not in todo and n not in also})
-    groups = Groups()
+    groups,numbers = Groups(),[]
     while todo:
         members,units = [],next(iter(todo.values()))
         while more := [n for n,u in todo.items() if n not in members and torch.isin(u, units).any()]:
@@ -268,8 +304,22 @@ def coupled_units(
         if kind=='inputs': foreign = [p for p in foreign if left.get(owner_of(p)) in _by_choice] # others read it no more, too
         reasons = [r for us,r in graph.pins if torch.isin(us, units).any()] + [f'tied to {p!r}, which stays dense' for p in foreign]
         if reasons: left.update({n:reasons[0] for n in members})
-        else: groups.append(_coupled_group(kind, members + [n for n,o in also.items() if o in members], weights, tied, units, params, [why for us,why in graph.joins if torch.isin(us, units).any()]))
+        else:
+            groups.append(_coupled_group(kind, members + [n for n,o in also.items() if o in members], weights, tied, units, params, [why for us,why in graph.joins if torch.isin(us, units).any()]))
+            numbers.append(units)
+    for s in [s for g in groups for s in g.weights]: s.across = _across(s.param, graph, role, groups, numbers, params)
     return groups
+
+def _across(param, graph, role, groups, numbers, params):
+    "The units along the other dimension of a weight: of one that makes units those that it reads, and the other way round."
+    dim,units = next(((d,u) for (p,d),u in graph.bound.items() if p==param and graph.role[p,d] not in (role,'')), (None,None))
+    if dim is None or len(units)!=params[param].shape[dim]: return ()
+    found = []
+    for g,own in zip(groups, numbers):
+        at = torch.searchsorted(own, units).clamp(max=len(own)-1)
+        number = torch.where(own[at]==units, at, -1)
+        if (number>=0).any(): found.append((g, number.to(params[param].device)))
+    return (dim, *found) if found else ()
 
 def _coupled_group(kind, members, weights, tied, units, params, reasons):
     number = torch.full((int(max(u.max() for _,u in tied.values()))+1,), -1)
