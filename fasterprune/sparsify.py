@@ -271,9 +271,9 @@ def _choose(self:Sparsifier, groups, k):
     relative = len(groups)>1 and self.granularity.structured and not getattr(self.criterion, 'comparable', False)
     for g,score in zip(groups, scores):
         if relative: _standardize(score, g.alive)
-        score[~g.alive] = -torch.inf
-        if g.regrew: score[~self._find_alive(g)] = -torch.inf # free, but still zero
-        score[self._has_to_stay(g, score)] = torch.inf
+        score.masked_fill_(~g.alive, -torch.inf)
+        if g.regrew: score.masked_fill_(~self._find_alive(g), -torch.inf) # free, but still zero
+        score.masked_fill_(self._has_to_stay(g, score), torch.inf)
     low = lowest(torch.cat(scores), k).split([g.n for g in groups])
     if self.round_to>1: low = self._rounded(groups, scores, k, [int(l.sum()) for l in low])
     return low

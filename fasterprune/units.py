@@ -102,7 +102,7 @@ class Slices:
         "The sum over the slices of each unit."
         if self.rows is None: return values
         rows = self.rows.to(values.device)
-        return torch.zeros(n, dtype=values.dtype, device=values.device).index_add_(0, rows[rows>=0], values[rows>=0])
+        return torch.zeros(n, dtype=values.dtype, device=values.device).index_add_(0, rows.clamp(min=0), torch.where(rows<0, 0, values)) # a GPU is not waited for
 
     def alive(self,
         p:Tensor, # the parameter

@@ -1,0 +1,175 @@
+"A step costs next to nothing: the same zeros as by the slow way, found without copies of the weights, and without waiting for a GPU."
+import itertools, tracemalloc
+from functools import partial
+
+import pytest, torch
+from fastai.basics import *
+from torch.utils._python_dispatch import TorchDispatchMode
+from fasterprune import fast, granularity, sparsify
+from fasterprune.all import *
+
+for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
+
+def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 30), nn.ReLU(), nn.Linear(30, 10))
+
+def cnn():
+    def block(i, o, **kwargs): return nn.Conv2d(i, o, 3, padding=1, bias=False, **kwargs),nn.BatchNorm2d(o),nn.ReLU()
+    return nn.Sequential(*block(1, 16), *block(16, 32), nn.MaxPool2d(2), *block(32, 32, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+def learner(model=mlp, n=192, bs=32, dtype=torch.float32, **kwargs):
+    set_seed(0)
+    x,y = digits().train
+    x = x[:n].view(-1, 1, 8, 8).to(dtype)
+    return Learner(tensor_dls((x, y[:n]), (x[:bs], y[:bs]), bs=bs), model().to(dtype), loss_func=CrossEntropyLossFlat(), **kwargs)
+
+def fit(learn, n, *cbs, lr=1e-2):
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(n, lr, cbs=list(cbs))
+    return learn
+
+class Watch(Callback):
+    "The masks after each batch."
+    order = 99
+    def __init__(self, cb): self.cb,self.masks = cb,[]
+    def after_batch(self):
+        if self.training: self.masks.append({n:m.clone() for n,m in self.cb.sparsifier.masks.items()})
+
+ways = [dict(sparsity=.9), dict(sparsity=.7, context='local'), dict(sparsity=.8, context='erk'), dict(sparsity={'*1':.5, '*4':.95}), dict(sparsity=.9, every=3),
+    dict(sparsity=.95, min_units=20), dict(sparsity=.6, criterion='squared_final'), dict(sparsity=.6, criterion='small_final'), dict(sparsity=.9, schedule='iterative'),
+    dict(sparsity=.8, schedule='dense_sparse_dense'), dict(sparsity=.9, schedule='one_shot', start_epoch=1)]
+
+@pytest.mark.parametrize('model', [mlp,cnn])
+@pytest.mark.parametrize('way', ways, ids=str)
+def test_one_pass_finds_what_all_scores_find(model, way, monkeypatch):
+    "The few that die at each step are those that a selection from the scores of all weights gives, after each batch, and so is the network."
+    if isinstance(way['sparsity'], dict) and model is cnn: way = dict(way, sparsity={'0':.5, '*':.8})
+    runs,found = [],[]
+    few = sparsify.Sparsifier._find_few
+    for slow in (False,True):
+        def _few(self, groups, k):
+            f = None if slow else few(self, groups, k)
+            found.append(f is not None)
+            return f
+        monkeypatch.setattr(sparsify.Sparsifier, '_find_few', _few)
+        cb = SparsifyCallback(**way)
+        watch = Watch(cb)
+        learn = fit(learner(model), 3, cb, watch)
+        runs.append((learn.model.state_dict(), watch.masks, cb))
+        for g in cb.sparsifier.groups: assert g.dead==g.n-int(g.alive.sum()) and torch.equal(cb.sparsifier.masks[g.weights[0].param].flatten(), g.alive)
+        for n,m in cb.sparsifier.masks.items(): assert not (learn.model.get_parameter(n)[~m]!=0).any()
+    (a,masks_a,cb),(b,masks_b,_) = runs
+    assert any(found) or 'min_units' in way
+    assert all(torch.equal(p[n], q[n]) for p,q in zip(masks_a, masks_b) for n in p)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert cb.sparsifier.reached==pytest.approx(cb.sparsifier.sparsity(), abs=1e-12) or 'dense' in way.get('schedule', '')
+
+def test_the_bound_may_be_wrong():
+    "Weights that the sample misses altogether: the smallest are where it does not look."
+    n = 1<<17
+    w = torch.rand(n)+1
+    step = n//(1<<14)
+    hidden = torch.arange(n)%step!=0
+    w[hidden.nonzero()[:4000,0]] *= 1e-3
+    alive = torch.ones(n, dtype=torch.bool)
+    for k in (1,3999,4000,4001,n//2,n-1,n):
+        at, = fast.lowest_alive(torch.abs, [w], [alive], k)
+        assert torch.equal(at, w.argsort(stable=True)[:k].sort().values)
+
+def test_no_copy_of_the_weights():
+    "An update in which one weight in a hundred dies takes less memory than a tenth of the weights do."
+    model = nn.Sequential(nn.Linear(1500, 1500, bias=False), nn.Linear(1500, 1000, bias=False))
+    sp = Sparsifier(model, layers='*')
+    sp.sparsify(.5)
+    n = sum(p.numel() for p in model.parameters())
+    sizes,known = [],{t.untyped_storage().data_ptr() for t in (*model.parameters(), *sp.masks.values())}
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in known: sizes.append(out.numel())
+            return out
+    tracemalloc.start()
+    sp.update(.51)
+    peak = tracemalloc.get_traced_memory()[1] # NumPy's arrays
+    tracemalloc.stop()
+    with Sizes(): sp.update(.52)
+    assert peak < .4*n and max(sizes) <= fast.piece+n//10, (peak, max(sizes))
+    assert sum(int((p==0).sum()) for p in model.parameters())==round(.52*n)
+    assert sum(m.numel() for m in sp.masks.values())==n and all(m.dtype==torch.bool for m in sp.masks.values()) # one byte each
+    assert not sp.memory.weights
+
+class Waits(TorchDispatchMode):
+    "What a GPU would be waited for: numbers read, and sizes that depend on values."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        by_mask = name in ('aten::index','aten::index_put_') and any(isinstance(i, Tensor) and i.dtype==torch.bool for i in args[1])
+        if by_mask or name in ('aten::_local_scalar_dense','aten::nonzero','aten::masked_select','aten::equal','aten::_unique2','aten::bincount'): self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+@pytest.mark.parametrize('kind,context,criterion', [*itertools.product(('weight','filter','kernel','2:4'), ('global','local'), ('large_final',)),
+    ('weight','global','movement'), ('filter','global','taylor'), ('weight','global','lamp'), ('filter','local','bn_scale')])
+def test_an_update_waits_for_nothing(kind, context, criterion, monkeypatch):
+    "With the operations that a GPU gets, no number is read while the masks are updated, but the zeros are the same."
+    torch.manual_seed(0)
+    nets = [cnn() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(4, 1, 8, 8)
+    sps = [Sparsifier(net, kind, context, criterion, layers=['3','7'] if kind=='2:4' else None, sample=x) for net in nets]
+    for net,sp in zip(nets, sps):
+        net(x).square().sum().backward()
+        with torch.no_grad(): [p.mul_(1.01) for p in net.parameters()] # for criteria that look back
+        sp.observe_gradients()
+        sp.sparsify(.2)
+    for s in (.3,.4,.45):
+        with monkeypatch.context() as m:
+            for module in (granularity,fast,sparsify): m.setattr(module, 'has_numpy', lambda t: False)
+            with Waits() as waits:
+                sps[1].update(s)
+                sps[1].apply()
+                sps[1].apply_grad()
+                reached = sps[1].reached
+        assert waits.found==[], waits.found
+        sps[0].update(s)
+        assert reached==sps[0].reached==pytest.approx(s, abs=.05)
+        for (n,a),(_,b) in zip(nets[0].state_dict().items(), nets[1].state_dict().items()): assert torch.allclose(a, b, atol=1e-6), n
+    assert all(bool(f) for f in sps[1].finite.values())
+    with torch.no_grad(): nets[1][3].weight[0] = torch.nan
+    with monkeypatch.context() as m:
+        for module in (granularity,fast,sparsify): m.setattr(module, 'has_numpy', lambda t: False)
+        if criterion=='large_final' and kind!='2:4':
+            sps[1].update(.6)
+            with pytest.raises(ValueError, match="'3'.*not finite"): sps[1].sparsity()
+
+def test_stands_still():
+    "Where the count does not move, nothing is scored."
+    calls = []
+    def counted(weight, context):
+        calls.append(weight.numel())
+        return weight.abs()
+    fit(learner(), 4, SparsifyCallback(.5, criterion=counted, schedule='one_shot', every=1))
+    assert len(calls)==3 # one for each layer, once
+
+@pytest.mark.parametrize('dtype', [torch.float32,torch.float64], ids=str)
+def test_channels_last(dtype):
+    "The layout of the weights makes no difference, and stays."
+    ends = []
+    for last in (False,True):
+        learn = learner(cnn, dtype=dtype)
+        if last: learn.model.to(memory_format=torch.channels_last)
+        fit(learn, 2, SparsifyCallback(.8))
+        assert learn.model[3].weight.is_contiguous(memory_format=torch.channels_last)==last
+        ends.append({k:v.clone() for k,v in learn.model.state_dict().items()})
+    assert sum(int((v==0).sum()) for k,v in ends[0].items() if k in ('0.weight','3.weight','7.weight','12.weight'))==sum(int((v==0).sum()) for k,v in ends[1].items()
+        if k in ('0.weight','3.weight','7.weight','12.weight'))
+    if dtype==torch.float64: assert all(torch.allclose(ends[0][k].double(), ends[1][k].double(), atol=1e-8) for k in ends[0])
+
+def test_compiled_and_accumulated():
+    "With torch.compile in place, and gradients accumulated: exact counts."
+    from fastai.callback.training import GradientAccumulation
+    learn = learner()
+    learn.model.compile(backend='eager')
+    cb = SparsifyCallback(.9)
+    fit(learn, 3, cb, GradientAccumulation(64))
+    n = sum(m.weight.numel() for m in learn.model if isinstance(m, nn.Linear))
+    assert sum(int((m.weight==0).sum()) for m in learn.model if isinstance(m, nn.Linear))==round(.9*n)
