@@ -802,6 +802,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fasterprune/shrinking.py'),
                                        'fasterprune.shrinking._follower': ('shrinking.html#_follower', 'fasterprune/shrinking.py'),
                                        'fasterprune.shrinking._inner': ('shrinking.html#_inner', 'fasterprune/shrinking.py'),
+                                       'fasterprune.shrinking._is_held': ('shrinking.html#_is_held', 'fasterprune/shrinking.py'),
                                        'fasterprune.shrinking._layers': ('shrinking.html#_layers', 'fasterprune/shrinking.py'),
                                        'fasterprune.shrinking._masks': ('shrinking.html#_masks', 'fasterprune/shrinking.py'),
                                        'fasterprune.shrinking._select': ('shrinking.html#_select', 'fasterprune/shrinking.py'),

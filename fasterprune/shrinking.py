@@ -83,6 +83,13 @@ def _follower(copy, condenser):
         raise ValueError('a moving average of the network still uses what is dead in the network itself: start it after pruning, or condense after the fit')
     return graph
 
+def _is_held(p):
+    "Does a graph of before still hold the node that accumulates the gradient of a parameter? It has the old shape."
+    def _node(): return p.view_as(p).grad_fn.next_functions[0][0]
+    with torch.enable_grad():
+        _node().metadata['seen'] = True
+        return 'seen' in _node().metadata
+
 @torch.no_grad()
 def shrink(
     condenser:Condenser, # one that has condensed a copy of a network
@@ -98,6 +105,8 @@ def shrink(
     foreign = [n for n,p in params.items() if p in cuts and p.requires_grad and p not in known]
     if foreign: raise ValueError(f'the optimizer does not have {foreign[0]!r} but perhaps a copy of it, which cannot follow: call `learn.condense()` after the fit')
     check_state(opt, state)
+    held = [n for n,p in params.items() if p in cuts and p.requires_grad and _is_held(p)]
+    if held: raise ValueError(f'the graph of an earlier loss that {held[0]!r} is in is still held by someone, perhaps a callback: keep losses and outputs detached')
     graphs = [(copy, _follower(copy, condenser)) for copy in averages]
     grads = {p:p.grad for p in cuts}
     condenser.edit()
@@ -196,6 +205,8 @@ def _condense(self:CondenseCallback, model, inputs, gain, start):
     saved = max(1-after/max(1, before) for after,before in ((r.params_after,r.params_before), (r.macs_after,r.macs_before), (r.inputs_after,r.inputs_before)))
     if saved<=0 or saved<gain: return
     past = _widths(model),self.condensed,self.dls,_masks(self.learn.cbs)
+    for k in ('loss','loss_grad','pred'):
+        if hasattr(self.learn, k): setattr(self.learn, k, to_detach(getattr(self.learn, k), cpu=False, gather=False)) # their graph has the old shapes
     cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
     self.past.append(past)
     condensed.model = self.model
