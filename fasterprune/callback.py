@@ -116,7 +116,9 @@ def _averages(learn):
     "Moving averages of the model that callbacks keep."
     for cb in learn.cbs:
         for o in vars(cb).values():
-            if isinstance(o, nn.Module) and (isinstance(o, AveragedModel) or 'ema' in type(o).__name__.lower()): yield getattr(o, 'module', o)
+            if not isinstance(o, nn.Module) or not (isinstance(o, AveragedModel) or 'ema' in type(o).__name__.lower()): continue
+            copy = getattr(o, 'module', o)
+            if [(n, p.shape) for n,p in copy.named_parameters()]==[(n, p.shape) for n,p in get_model(learn.model).named_parameters()]: yield copy
 
 @patch
 def _sparsify(self:MaskCallback, fraction):

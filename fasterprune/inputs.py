@@ -38,8 +38,10 @@ class RunningScale:
     def cut(self,
         at:Tensor # columns that are kept
     ):
-        "Forget the other columns."
-        if self.n: self.mean,self.m2 = self.mean[at.to(self.mean.device)],self.m2[at.to(self.m2.device)]
+        "The same for these columns."
+        new = type(self)()
+        if self.n: new.n,new.mean,new.m2 = self.n,self.mean[at.to(self.mean.device)],self.m2[at.to(self.m2.device)]
+        return new
 
     @property
     def std(self) -> Tensor: # one for each column
@@ -98,6 +100,7 @@ class InputPruner:
         alive = self._find_alive()
         if alive.any(): self.alive = alive # all zero is not yet learned, and not masked
         self.last_scores = torch.zeros(self.n, device=self.alive.device)
+        self.last_scale = torch.full_like(self.last_scores, torch.nan) # of features that are gone
         self.start = self.dead
 
     @property
@@ -184,7 +187,8 @@ def feature_scale(self:InputPruner
         read = cols>=0
         total.index_add_(0, cols[read], scale.std[read].to(total)**2)
         count.index_add_(0, cols[read], torch.ones_like(cols[read], dtype=torch.float))
-    return (total/count)**.5
+    scale = (total/count)**.5
+    return torch.where(count>0, scale, self.last_scale)
 
 # %% ../nbs/06_inputs.ipynb #d21796db
 @patch
@@ -299,16 +303,25 @@ def cut(self:InputPruner,
     inputs=None # an `InputSelector`, if the inputs are cut, too
 ):
     "Follow a network that shrinks; features that are gone keep their numbers, and are dead."
+    self.last_scale = self.feature_scale()
     for w in [*self.cols]:
         shape,kept = cuts.get(self.params[w], ((),{})) or ((),None)
         if kept is None: [d.pop(w, None) for d in (self.cols,self.readers,self.scales)]
         elif (at := kept.get(self.readers[w].axes[1])) is not None:
             self.cols[w] = self.cols[w][at.to(self.cols[w].device)]
-            if w in self.scales: self.scales[w].cut(at)
+            if w in self.scales: self.scales[w] = self.scales[w].cut(at)
     if inputs is not None and not self.features.table: self.features.elements = [e if d is None else inputs._select(i, e[None])[0]
         for i,(e,d) in enumerate(zip(self.features.elements, inputs.dims))]
     self.alive = self.alive & self._find_alive()
     self.least = self.dead
+
+@patch
+def remember(self:InputPruner):
+    "A function that puts back what `cut` changes, once the network is as wide as it was."
+    kept = dict(cols=dict(self.cols), readers=dict(self.readers), scales=dict(self.scales), alive=self.alive.clone(), least=self.least)
+    elements = self.features.elements
+    def _back(): vars(self).update(kept); self.features.elements = elements
+    return _back
 
 @patch
 def _name_now(self:InputPruner, weight):

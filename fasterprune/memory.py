@@ -79,12 +79,15 @@ class Memory:
     def cut(self,
         cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
     ):
-        "Follow parameters that are cut; what the layers read is measured anew."
+        "Follow parameters that are cut."
         for n in [n for n,p in self.params.items() if p in cuts]:
+            shape,kept = cuts[self.params[n]] or ((),{})
+            mean = self.norms[n].mean if n in self.norms else None
+            if mean is not None and 1 in kept and len(mean)==shape[1]: self.norms[n].mean = mean[kept[1].to(mean.device)]
+            elif mean is not None and kept.keys()-{0}: del self.norms[n]
             if cuts[self.params[n]] is None: [d.pop(n, None) for d in (self.params,self.layers,self.weights)]
             for dim,kept in (cuts.get(self.params.get(n)) or ((),{}))[1].items():
                 if n in self.weights: self.weights[n] = self.weights[n].index_select(dim, kept.to(self.weights[n].device))
-        self.norms = {}
 
     def forget(self):
         "Give back all that is kept."

@@ -123,12 +123,14 @@ def apply_plan(
         if not plan.keep[units].all():
             slices.setdefault(name, {})[dim] = kept = plan.keep[units].nonzero()[:,0]
             new[name] = new.get(name, old[name].data).index_select(dim, kept.to(old[name].device))
-    for r in {r.weight:r for r in graph.reads}.values(): _fold(r, plan, new, old)
+    dead = dead_modules(graph, plan)
+    for r in {r.weight:r for r in graph.reads}.values():
+        if r.layer not in dead: _fold(r, plan, new, old) # what it gives out as a constant has everything in it
     _narrow_modules(model, graph, plan)
     put_tensors(model, new)
     for layer,units in graph.heads.items():
         if any(k.rpartition('.')[0] in (layer, f'{layer}.out_proj'.lstrip('.')) for k in slices): narrow_attention(model.get_submodule(layer), int(plan.keep[units].sum()))
-    for name,constant in dead_modules(graph, plan).items(): replace_module(model, name, constant)
+    for name,constant in dead.items(): replace_module(model, name, constant)
     for b in graph.branches:
         order,fill = spread_out(b, plan)
         if order!=list(range(int(plan.keep[b.cols].sum()))): become_wide(model.get_submodule(b.layer), b.dim, order, fill)

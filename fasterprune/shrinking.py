@@ -83,12 +83,11 @@ def _follower(copy, condenser):
         raise ValueError('a moving average of the network still uses what is dead in the network itself: start it after pruning, or condense after the fit')
     return graph
 
-def _is_held(p):
-    "Does a graph of before still hold the node that accumulates the gradient of a parameter? It has the old shape."
-    def _node(): return p.view_as(p).grad_fn.next_functions[0][0]
-    with torch.enable_grad():
-        _node().metadata['seen'] = True
-        return 'seen' in _node().metadata
+def _forget_shape(p):
+    "Let a parameter have a new node to accumulate its gradient: one that is held by the graph of an earlier loss has the old shape. It goes when the type of the data changes."
+    data = p.data
+    p.data = data.to(torch.float64 if data.dtype!=torch.float64 else torch.float32)
+    p.data = data
 
 @torch.no_grad()
 def shrink(
@@ -105,13 +104,12 @@ def shrink(
     foreign = [n for n,p in params.items() if p in cuts and p.requires_grad and p not in known]
     if foreign: raise ValueError(f'the optimizer does not have {foreign[0]!r} but perhaps a copy of it, which cannot follow: call `learn.condense()` after the fit')
     check_state(opt, state)
-    held = [n for n,p in params.items() if p in cuts and p.requires_grad and _is_held(p)]
-    if held: raise ValueError(f'the graph of an earlier loss that {held[0]!r} is in is still held by someone, perhaps a callback: keep losses and outputs detached')
     graphs = [(copy, _follower(copy, condenser)) for copy in averages]
     grads = {p:p.grad for p in cuts}
     condenser.edit()
     for p,g in grads.items():
         for d,kept in cuts[p][1].items(): g = g if g is None else g.index_select(d, kept.to(g.device))
+        _forget_shape(p)
         p.grad = g
     slice_state(opt, state)
     for copy,graph in graphs: apply_plan(copy, graph, condenser.trial.plan)
@@ -124,7 +122,7 @@ def shrink(
 # %% ../nbs/05e_shrinking.ipynb #7b84f86b
 class CondenseCallback(Callback):
     "Take out what has died while the model trains: at the end of epochs, or after so many batches."
-    order,run_valid = SparsifyCallback.order+1,False # behind those that prune, before those that save
+    order,run_valid,name = SparsifyCallback.order+1,False,'shrinking' # behind those that prune, before those that save
     def __init__(self,
         every:int=1,           # condense at the end of each `every` epochs, and of the last
         steps:int=None,        # also after each `steps` batches; inputs go at the end of epochs only
@@ -135,9 +133,10 @@ class CondenseCallback(Callback):
     ):
         for name,k in (('every',every), ('steps',1 if steps is None else steps)):
             if not (isinstance(k, int) and k>=1): raise ValueError(f'{name}={k!r}: it counts {"epochs" if name=="every" else "batches"}, 1 or more')
+        if not (isinstance(round_to, int) and round_to>=1): raise ValueError(f'round_to={round_to!r}: it counts units, 1 or more')
         if not 0 <= min_gain < 1: raise ValueError(f'min_gain={min_gain!r}: it is a share of the network, at least 0 and less than 1; try 0.05')
         store_attr()
-        self.history,self.condensed = [],None
+        self.history,self.past,self.result = [],[],None
 
     def before_fit(self):
         "Stay out of `lr_find` and predictions, and add a column to the recorder."
@@ -152,7 +151,7 @@ class CondenseCallback(Callback):
         if not self.begins: return
         self.begins,self.history,self.past,self.seen = False,[],[],None
         before = getattr(self.learn, 'condensed', None)
-        self.condensed = before if before is not None and before.model is self.model else None
+        self.result = before if before is not None and before.model is get_model(self.model) else None
         if not is_plain(self.model): raise ValueError('weights of the model are computed from others, so that they cannot be cut in the middle of a fit: make them plain, or condense afterwards')
         for cb in self.learn.cbs:
             if not isinstance(cb, MaskCallback): continue
@@ -165,7 +164,7 @@ class CondenseCallback(Callback):
 
     def after_train(self):
         last = self.epoch==self.n_epoch-1
-        if last or (self.epoch+1)%self.every==0: self.condense(self.inputs, 0. if last else self.min_gain)
+        if last or (self.epoch+1)%self.every==0: self.condense(self.inputs, last)
 
     def after_validate(self):
         if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(n_params(self.model))
@@ -176,19 +175,26 @@ def _zero_lines(model):
     zeros = [by_output(m, m.weight.detach()!=0) for m in model.modules() if isinstance(m, weighted)]
     return sum(int((~z.any(1)).sum())+int((~z.any(0)).sum()) for z in zeros), len(zeros)
 
+def _unlearned(model, cbs):
+    "Weights and scales that are all zero, though nobody keeps them so: they have yet to learn, and so has all that only they read."
+    held = {id(s.params[n]) for cb in cbs if isinstance(s := getattr(cb, 'sparsifier', None), Sparsifier) for n,m in s.masks.items() if not m.all()}
+    held |= {id(p) for cb in cbs if isinstance(cb, KeepZeros) for p in (getattr(cb, 'params', None) or {}).values()}
+    return [n for n,p in model.named_parameters() if (p.ndim>1 or n.endswith('weight')) and p.requires_grad and id(p) not in held and not p.detach().any()]
+
 @patch
 def condense(self:CondenseCallback,
     inputs:bool=True,   # take features out of the inputs, too?
-    min_gain:float=None # share that has to go; `None`: that of the callback
+    last:bool=False     # is it the last time, so that anything is worth it?
 ):
     "Take out what is dead by now; a warning if something can't follow."
     if self.stopped or self.begins or not hasattr(self.learn, 'xb'): return
-    start,gain = time.perf_counter(),self.min_gain if min_gain is None else min_gain
+    start = time.perf_counter()
     try:
         model = _inner(self.model)
-        if (seen := (_zero_lines(model), inputs))==self.seen and gain: return
+        seen = _zero_lines(model),inputs
+        if not last and (seen==self.seen or _unlearned(model, self.learn.cbs)): return
         self.seen = seen
-        with no_random(): self._condense(model, inputs, gain, start)
+        with no_random(): self._condense(model, inputs, 0. if last else self.min_gain, start)
     except ValueError as e:
         self.stopped = str(e)
         warnings.warn(f'the network is trained as wide as it is: {e}')
@@ -204,16 +210,14 @@ def _condense(self:CondenseCallback, model, inputs, gain, start):
     r = condensed.report
     saved = max(1-after/max(1, before) for after,before in ((r.params_after,r.params_before), (r.macs_after,r.macs_before), (r.inputs_after,r.inputs_before)))
     if saved<=0 or saved<gain: return
-    past = _widths(model),self.condensed,self.dls,_masks(self.learn.cbs)
-    for k in ('loss','loss_grad','pred'):
-        if hasattr(self.learn, k): setattr(self.learn, k, to_detach(getattr(self.learn, k), cpu=False, gather=False)) # their graph has the old shapes
+    past = _widths(model),self.result,self.dls,_masks(self.learn.cbs),_lists(self.opt)
     cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
     self.past.append(past)
-    condensed.model = self.model
+    condensed.model = model
     for cb in self.learn.cbs:
         if hasattr(cb, 'cut'): cb.cut(cuts, condensed.inputs)
     if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
-    self.learn.condensed = self.condensed = condensed if self.condensed is None else self.condensed.then(condensed)
+    self.learn.condensed = self.result = condensed if self.result is None else self.result.then(condensed)
     self.seen = _zero_lines(model),inputs
     self.history.append(dict(epoch=self.epoch, position=(self.epoch*self.n_iter+self.iter+1)/(self.n_epoch*self.n_iter), parameters=r.params_after, macs=r.macs_after,
         inputs=r.inputs_after, error=r.max_error, seconds=time.perf_counter()-start))
@@ -226,8 +230,16 @@ def _widths(model):
     return [(m, m.__class__, {k:copy(v) for k,v in vars(m).items() if k not in _hooks and 'hooks' not in k},
         [[(k, t, None if t is None else t.shape) for k,t in vars(m)[d].items()] for d in _hooks[:2]], dict(m._modules)) for m in model.modules()]
 
-def _masks(cbs): return [(cb, cb.sparsifier, [(g, g.weights, g.others, g.alive.clone()) for g in cb.sparsifier.groups]) for cb in cbs
-    if isinstance(getattr(cb, 'sparsifier', None), Sparsifier)]
+def _masks(cbs): return [cb.sparsifier.remember() for cb in cbs if isinstance(cb, MaskCallback) and cb.sparsifier is not None]
+
+def _lists(opt):
+    "The parameters of each group, in an optimizer and those that it wraps; a function that puts them back."
+    found = [(o, vars(o).get('param_lists'), [g['params'] for g in vars(o).get('param_groups', [])]) for o in _optimizers(opt)]
+    def _back():
+        for o,lists,groups in found:
+            if lists is not None: o.param_lists = lists
+            for g,ps in zip(vars(o).get('param_groups', []), groups): g['params'] = ps
+    return _back
 
 @torch.no_grad()
 def _widen(widths):
@@ -241,24 +253,27 @@ def _widen(widths):
             held.clear()
             for k,t,shape in old:
                 held[k] = t
-                if t is not None and t.shape!=shape: t.data = t.new_zeros(shape)
+                if t is None or t.shape==shape: continue
+                t.grad,t.data = None,t.new_zeros(shape)
+                if isinstance(t, nn.Parameter): _forget_shape(t)
 
 @patch
 def after_fit(self:CondenseCallback):
     "If another callback is about to load an earlier and wider network, make this one as wide."
-    if self.begins or not self.past: return
+    if self.begins: return
+    if self.trained and self.epoch<self.n_epoch-1: self.condense(self.inputs, True) # the fit has ended early
     for cb in self.learn.cbs:
         if not isinstance(cb, SaveModelCallback) or cb.every_epoch or cb.at_end or not cb.last_saved_path: continue
         saved = torch.load(cb.last_saved_path, map_location='cpu', weights_only=False)
         wanted = {k:v.shape for k,v in (saved['model'] if cb.with_opt else saved).items()}
-        while self.past and {k:v.shape for k,v in self.model.state_dict().items()}!=wanted:
-            widths,self.condensed,self.learn.dls,masks = self.past.pop()
+        narrow = {p:p.shape for p in self.model.parameters()}
+        while self.past and {k:v.shape for k,v in get_model(self.model).state_dict().items()}!=wanted:
+            widths,self.result,self.learn.dls,masks,lists = self.past.pop()
             _widen(widths)
-            self.learn.condensed = self.condensed
-            for _,sparsifier,groups in masks:
-                for g,g.weights,g.others,alive in groups: sparsifier._set(g, alive)
-                sparsifier.counts = {}
-                sparsifier._mask()
+            self.learn.condensed = self.result
+            for back in (*masks, lists): back()
+        made = {p for p in self.model.parameters() if p.shape!=narrow.get(p)}
+        for o in _optimizers(self.opt): _keep(o, set(self.model.parameters()), made)
 
 # %% ../nbs/05e_shrinking.ipynb #5929ce51
 @patch
@@ -272,9 +287,9 @@ def plot(self:CondenseCallback,
     ax=None # matplotlib axes to draw on; new ones if `None`
 ): # the axes
     "Plot what is left of the network over the training."
-    if self.condensed is None: raise ValueError('nothing has been taken out yet: plot after a fit')
+    if self.result is None: raise ValueError('nothing has been taken out yet: plot after a fit')
     ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
-    df,r = self.to_frame(),self.condensed.report
+    df,r = self.to_frame(),self.result.report
     for name,column,before in (('parameters','parameters',r.params_before), ('multiplications','macs',r.macs_before), ('inputs','inputs',r.inputs_before)):
         ax.step([0,*df.position,1], [1,*(df[column]/before),df[column].iloc[-1]/before], where='post', label=name)
     ax.set(xlabel='position in the training', ylabel='left of the network', ylim=(-.02,1.02))

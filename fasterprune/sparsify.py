@@ -258,6 +258,7 @@ def _kill(self:Sparsifier, few, many):
 @patch
 def _find_few(self:Sparsifier, groups, k):
     "The `k` lowest weights that are alive, found in one pass; `None` where that is not possible."
+    if any(len(g.weights)!=1 or g.weights[0].rows is not None for g in groups): return
     weights = [self.params[g.weights[0].param].detach() for g in groups]
     if k<=0 or self.round_to>1 or self.shared or self.granularity.structured or self.granularity.n_of_m or not getattr(self.criterion, 'pointwise', False): return
     if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
@@ -291,8 +292,8 @@ def _standardize(score, alive):
 def _has_to_stay(self:Sparsifier, group, score):
     "Which units of a group go last: the best ones of it, or of each neighborhood."
     if self.granularity.n_of_m:
-        m = self.memory.layers[group.weights[0].param]
-        return best_of_neighbors(self.granularity, m, score.view(m.weight.shape)).flatten()
+        if not group.weights: return torch.zeros_like(group.alive)
+        return best_of_neighbors(self.granularity, self.memory.layers[group.weights[0].param], score.view(group.shapes[0])).flatten()
     stay = torch.zeros(group.n, dtype=torch.bool, device=score.device)
     if self.granularity.name=='layer': return stay
     return stay.index_fill_(0, score.argmax()[None] if self.min_units==1 else score.topk(min(self.min_units, group.n)).indices, True) & group.alive.any()
@@ -318,10 +319,23 @@ def cut(self:Sparsifier,
     cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
 ):
     "Follow a network that shrinks: what is gone counts as zero."
+    for other in {g for group in self.groups for s in group.weights for g,_ in s.across[1:] if not isinstance(g, Group)}: other.cut(cuts)
     for g in self.groups: g.cut(self.params, cuts)
     self.memory.cut(cuts)
     self.counts,self.shrunk = {},True
     self._mask()
+
+@patch
+def remember(self:Sparsifier):
+    "A function that puts back what `cut` changes, once the network is as wide as it was."
+    groups = [(g, g.weights, g.others, g.alive.clone()) for g in self.groups]
+    others = [(g, g.lines) for group in self.groups for s in group.weights for g,_ in s.across[1:] if not isinstance(g, Group)]
+    def _back():
+        for g,g.lines in others: pass
+        for g,g.weights,g.others,alive in groups: self._set(g, alive.clone())
+        self.counts = {}
+        self._mask()
+    return _back
 
 @patch
 def resume(self:Sparsifier,

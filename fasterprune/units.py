@@ -132,10 +132,10 @@ class Slices:
         "The slices of what is left of the parameter; the units keep their numbers."
         at = self.spread(torch.arange(n, device=next(iter(kept.values())).device), p, -1)
         cut = {d:k for d,k in kept.items() if at.shape[d]==p.shape[d]}
-        if self.across and self.across[0] in kept: self.across = (self.across[0], *[(g, number[kept[self.across[0]]]) for g,number in self.across[1:]])
-        if not cut: return self
+        across = (self.across[0], *[(g, number[kept[self.across[0]]]) for g,number in self.across[1:]]) if self.across and self.across[0] in kept else self.across
+        if not cut: return Slices(self.param, self.spans, self.shape, self.rows, across)
         for d,k in cut.items(): at = at.index_select(d, k)
-        return Slices(self.param, self.spans if self.shape is None else (), None, at.flatten(), self.across)
+        return Slices(self.param, self.spans if self.shape is None else (), None, at.flatten(), across)
 
     def live_across(self) -> Tensor|None: # bool, along dimension `across[0]`; `None`: all
         "Is the unit alive that each index along the other dimension belongs to?"
@@ -314,12 +314,34 @@ def _across(param, graph, role, groups, numbers, params):
     "The units along the other dimension of a weight: of one that makes units those that it reads, and the other way round."
     dim,units = next(((d,u) for (p,d),u in graph.bound.items() if p==param and graph.role[p,d] not in (role,'')), (None,None))
     if dim is None or len(units)!=params[param].shape[dim]: return ()
-    found = []
-    for g,own in zip(groups, numbers):
+    found,left = [],torch.ones_like(units, dtype=torch.bool)
+    def _number(own):
         at = torch.searchsorted(own, units).clamp(max=len(own)-1)
-        number = torch.where(own[at]==units, at, -1)
-        if (number>=0).any(): found.append((g, number.to(params[param].device)))
+        return torch.where((own[at]==units) & left, at, -1)
+    for g,own in zip(groups, numbers):
+        if ((number := _number(own))>=0).any(): found.append((g, number.to(params[param].device)))
+    for _,number in found: left &= number.cpu()<0
+    others = [(p,d,u) for (p,d),u in graph.bound.items() if graph.role[p,d]==role and params[p].ndim>1 and torch.isin(u, units[left]).any()]
+    if others:
+        own = torch.cat([u for *_,u in others]).unique()
+        found.append((_Elsewhere([(params[p], d, torch.searchsorted(own, u)) for p,d,u in others], len(own)), _number(own).to(params[param].device)))
     return (dim, *found) if found else ()
+
+class _Elsewhere:
+    "Units that are in none of the groups: alive where a weight says so."
+    def __init__(self, lines, n): self.lines,self.n = lines,n
+
+    @property
+    def alive(self):
+        found = torch.zeros(self.n, dtype=torch.bool, device=self.lines[0][0].device) if self.lines else torch.zeros(self.n, dtype=torch.bool)
+        for p,d,at in self.lines: found.index_put_((at.to(p.device),), (p.detach()!=0).movedim(d, 0).flatten(1).any(1), accumulate=True)
+        return found
+
+    def cut(self, cuts):
+        lines,self.lines = self.lines,[]
+        for p,d,at in lines:
+            kept = (cuts.get(p, ((),{})) or ((),None))[1]
+            if kept is not None: self.lines.append((p, d, at[kept[d].to(at.device)] if d in kept else at))
 
 def _coupled_group(kind, members, weights, tied, units, params, reasons):
     number = torch.full((int(max(u.max() for _,u in tied.values()))+1,), -1)
