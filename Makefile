@@ -55,10 +55,10 @@ test: install-dev  ## every check: notebooks, export, style, README, docs site, 
 	$(say) 'tests: pytest'
 	$(BIN)/python -m pytest -q -n 2 --long --ignore tests/test_repo.py tests
 
-bench: install-dev  ## run the benchmarks
+bench: install-dev  ## run the benchmarks, each in a few minutes
 	$(say) 'benchmarks: installing what they compare with'
 	@$(PIP) -e '.[bench]'
-	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "$$f"; $(BIN)/python $$f || exit 1; done
+	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "$$f"; $(BIN)/python $$f --quick || exit 1; done
 
 build: install-dev  ## sdist and wheel in dist/
 	rm -rf build dist

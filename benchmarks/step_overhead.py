@@ -11,7 +11,6 @@ import contextlib, io, threading, time
 from functools import partial
 from statistics import median
 
-import numpy as np
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
@@ -79,8 +78,8 @@ def fit_of(model, shape, bs, steps, make, compiled=False):
     "A fit of `steps` batches in four epochs, with the callback that `make` gives for the learner."
     torch.manual_seed(0)
     n = max(1, steps//4)
-    dls = DataLoaders.from_dsets(list(zip(torch.randn(n*bs, *shape), torch.randint(0, 10, (n*bs,)))), [(torch.zeros(shape), torch.tensor(0))]*2, bs=bs, device=device, num_workers=0)
-    learn = Learner(dls, model(), loss_func=CrossEntropyLossFlat())
+    train,valid = (torch.randn(n*bs, *shape), torch.randint(0, 10, (n*bs,))),(torch.zeros(2, *shape), torch.zeros(2).long())
+    learn = Learner(tensor_dls(train, valid, bs=bs, device=device), model().to(device), loss_func=CrossEntropyLossFlat())
     if gpu: learn.to_bf16()
     if compiled: learn.model.compile()
     cb = make()
@@ -107,8 +106,8 @@ def compared(name, model, shape, bs, cases, steps, compiled=False):
     for ((method,granularity),(learn,_)),ts in zip(made.items(), times):
         rest = sorted(t/p for t,p in zip(ts[5:], times[0][5:]))
         found = dict(zeros=n_zero(learn.model, granularity.split(',')[0])) if granularity else {}
-        yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]), over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4],
-            upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain), first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
+        yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]),
+            over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4], upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain), first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
 
 def ours(granularity, sparsity, **kwargs): return partial(SparsifyCallback, sparsity, granularity, **kwargs)
 

@@ -78,8 +78,8 @@ def main():
         for way,(learn,es) in done.items():
             seconds = sum(e['seconds'] for e in es)
             small = learn.condense().model if way=='masks' else learn.model
-            rows.append(dict(versions(seed), seed=seed, way=way, epochs=epochs, images=n_train, seconds=seconds, over_dense=seconds/dense, over_masks=seconds/masks, accuracy=es[-1]['accuracy'],
-                valid_loss=es[-1]['valid_loss'], sparsity=es[-1]['sparsity'], parameters=n_left(small), macs=n_macs(small, test[0][:1])))
+            rows.append(dict(versions(seed), way=way, epochs=epochs, images=n_train, seconds=seconds, over_dense=seconds/dense, over_masks=seconds/masks,
+                accuracy=es[-1]['accuracy'], valid_loss=es[-1]['valid_loss'], sparsity=es[-1]['sparsity'], parameters=n_left(small), macs=n_macs(small, test[0][:1])))
             by_epoch += [dict(seed=seed, way=way, **e) for e in es]
         if not quick:
             pd.DataFrame(rows).to_csv(path, index=False, float_format='%.6g')

@@ -177,8 +177,9 @@ def _zero_lines(model):
 
 def _unlearned(model, cbs):
     "Weights and scales that are all zero, though nobody keeps them so: they have yet to learn, and so has all that only they read."
-    held = {id(s.params[n]) for cb in cbs if isinstance(s := getattr(cb, 'sparsifier', None), Sparsifier) for n,m in s.masks.items() if not m.all()}
-    held |= {id(p) for cb in cbs if isinstance(cb, KeepZeros) for p in (getattr(cb, 'params', None) or {}).values()}
+    masks = [(s.params[n], m) for cb in cbs if isinstance(s := getattr(cb, 'sparsifier', None), Sparsifier) for n,m in s.masks.items()]
+    masks += [(p, cb.masks[n]) for cb in cbs if isinstance(cb, KeepZeros) and cb.masks for n,p in cb.params.items()]
+    held = {id(p) for p,m in masks if not m.any()}
     return [n for n,p in model.named_parameters() if (p.ndim>1 or n.endswith('weight')) and p.requires_grad and id(p) not in held and not p.detach().any()]
 
 @patch

@@ -268,14 +268,16 @@ def _find_few(self:Sparsifier, groups, k):
 @patch
 def _choose(self:Sparsifier, groups, k):
     "The `k` lowest units of `groups`: dead ones first, those that have to stay last."
-    scores = [self._scores(g) for g in groups]
+    buffer = torch.empty(sum(g.n for g in groups), device=groups[0].alive.device)
+    scores = buffer.split([g.n for g in groups])
+    for g,score in zip(groups, scores): score.copy_(self._scores(g))
     relative = len(groups)>1 and self.granularity.structured and not getattr(self.criterion, 'comparable', False)
     for g,score in zip(groups, scores):
         if relative: _standardize(score, g.alive)
         score.masked_fill_(~g.alive, -torch.inf)
         if g.regrew: score.masked_fill_(~self._find_alive(g), -torch.inf) # free, but still zero
         score.masked_fill_(self._has_to_stay(g, score), torch.inf)
-    low = lowest(torch.cat(scores), k).split([g.n for g in groups])
+    low = lowest(buffer, k).split([g.n for g in groups])
     if self.round_to>1: low = self._rounded(groups, scores, k, [int(l.sum()) for l in low])
     return low
 

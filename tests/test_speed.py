@@ -1,6 +1,5 @@
 "A step costs next to nothing: the same zeros as by the slow way, found without copies of the weights, and without waiting for a GPU."
 import itertools, tracemalloc
-from functools import partial
 
 import pytest, torch
 from fastai.basics import *
