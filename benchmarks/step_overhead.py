@@ -107,7 +107,8 @@ def compared(name, model, shape, bs, cases, steps, compiled=False):
         rest = sorted(t/p for t,p in zip(ts[5:], times[0][5:]))
         found = dict(zeros=n_zero(learn.model, granularity.split(',')[0])) if granularity else {}
         yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]),
-            over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4], upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain), first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
+            over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4], upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain),
+            first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
 
 def ours(granularity, sparsity, **kwargs): return partial(SparsifyCallback, sparsity, granularity, **kwargs)
 

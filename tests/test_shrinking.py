@@ -130,7 +130,8 @@ def test_schedules(schedule): both(cnn, lambda: filters(.6, schedule=schedule))
 def halves(m): return [params(m[:2]), params(m[2:])]
 def torchs(opt, **kwargs): return partial(OptimWrapper, opt=partial(opt, **kwargs))
 optimizers = dict(sgd=partial(SGD, mom=.9), plain_sgd=SGD, adam=partial(Adam, wd=.1), rms=partial(RMSProp, mom=.9), radam=RAdam, qhadam=QHAdam, ranger=ranger,
-    lookahead=lambda p, **kw: Lookahead(SGD(p, mom=.9, **kw), k=3), adamw=torchs(torch.optim.AdamW, amsgrad=True), torch_sgd=torchs(torch.optim.SGD, momentum=.9, nesterov=True),
+    lookahead=lambda p, **kw: Lookahead(SGD(p, mom=.9, **kw), k=3), adamw=torchs(torch.optim.AdamW, amsgrad=True),
+    torch_sgd=torchs(torch.optim.SGD, momentum=.9, nesterov=True),
     adagrad=torchs(torch.optim.Adagrad), nadam=torchs(torch.optim.NAdam), rprop=torchs(torch.optim.Rprop), asgd=torchs(torch.optim.ASGD))
 quick = 'sgd','adam','ranger','adamw'
 @pytest.mark.parametrize('name', [n if n in quick else slow(n) for n in optimizers])
