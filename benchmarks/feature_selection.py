@@ -141,8 +141,8 @@ def by_chance(data, seed): return np.random.default_rng(seed).permutation(data.p
 def by_lassonet(data, seed):
     from lassonet import LassoNetClassifier
     model = LassoNetClassifier(hidden_dims=(512,) if data.name=='mnist' else (100,), M=10, path_multiplier=1.1, random_state=seed, torch_seed=seed, device='cpu', verbose=0)
-    model.path(*data.train)
-    return best(model.feature_importances_.numpy())
+    sets = [h.selected.numpy() for h in model.path(*data.train)]
+    return lambda k: np.flatnonzero(next(x for x in sorted(sets, key=np.sum, reverse=True) if x.sum()<=k)) # many vanish at once: the largest set of its path that has no more
 
 def ours(data, k, seed, **kwargs):
     s = SelectFromNet(k, seed=seed, scale='table' if data.pixels else 'column', **kwargs).fit(*data.train)
@@ -162,7 +162,7 @@ def results(data, method, seed, done):
     for k in ks:
         start = time.perf_counter()
         if method in for_each: cols,seconds = for_each[method](data, k, seed),time.perf_counter()-start
-        else: cols,seconds = (range(data.p),0.) if method=='all' else (order[:k],seconds)
+        else: cols,seconds = (range(data.p),0.) if method=='all' else (order(k) if callable(order) else order[:k],seconds)
         cols = sorted(int(c) for c in cols)
         yield dict(data=data.name, method=method, k=k, seed=seed, accuracy=accuracy(data, cols, seed), recall=data.recall(cols), seconds=seconds,
             fitted_on=len(some.train[0]))
