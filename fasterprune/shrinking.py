@@ -114,9 +114,9 @@ def shrink(
     slice_state(opt, state)
     for copy,graph in graphs: apply_plan(copy, graph, condenser.trial.plan)
     left = set(model.parameters())
-    cuts.update({p:None for p in params.values() if p not in left})
-    if any(c is None for c in cuts.values()):
-        for o in _optimizers(opt): _keep(o, known & left, set())
+    gone = {p for p in params.values() if p not in left}
+    for o in _optimizers(opt) if gone else []: _keep(o, known-gone, set())
+    cuts.update(dict.fromkeys(gone))
     return cuts
 
 # %% ../nbs/05e_shrinking.ipynb #7b84f86b
@@ -274,7 +274,8 @@ def after_fit(self:CondenseCallback):
             self.learn.condensed = self.result
             for back in (*masks, lists): back()
         made = {p for p in self.model.parameters() if p.shape!=narrow.get(p)}
-        for o in _optimizers(self.opt): _keep(o, set(self.model.parameters()), made)
+        for o in _optimizers(self.opt): _keep(o, {p for g in self.opt.param_groups for p in g['params']}, made)
+    self.past = [] # none of it is needed any more
 
 # %% ../nbs/05e_shrinking.ipynb #5929ce51
 @patch
