@@ -176,5 +176,16 @@ def best_of_neighbors(
     names = axes(layer)
     dim = names.index('channel' if 'channel' in names else 'feature')
     tiles = in_axes(layer, score).unflatten(dim, (-1,m))
-    best = torch.zeros_like(tiles, dtype=torch.bool).scatter_(dim+1, tiles.topk(n, dim=dim+1).indices, True)
+    best = torch.zeros_like(tiles, dtype=torch.bool).scatter_(dim+1, tiles.topk(n, dim=dim+1).indices, True) if m>8 else _by_rank(tiles, dim+1, n)
     return best.flatten(dim, dim+1).reshape(score.shape)
+
+def _by_rank(tiles, dim, n):
+    "The `n` best along `dim`, each compared with each: for a few, much faster than `topk`."
+    t = [o.contiguous() for o in tiles.unbind(dim)]
+    rank = [torch.zeros_like(o, dtype=torch.uint8) for o in t] # how many are better
+    for i in range(len(t)):
+        for j in range(i+1, len(t)):
+            first = t[i]>=t[j]
+            rank[j] += first
+            rank[i] += ~first
+    return torch.stack([r<n for r in rank], dim)

@@ -144,8 +144,11 @@ def _score_now(self:Sparsifier, group):
                 continue
         score = self._checked(self.criterion(p, self.memory.context(s.param, scale)), p, owner_of(s.param))
         if not s.spans and s.rows is None: return unit(score.flatten(), 1).clone()
-        live = torch.ones((), dtype=torch.bool, device=p.device)
-        if group.kind and s.shape is None: live = (p!=0).any([d for d in range(p.ndim) if d not in s.spans], keepdim=True)
+        if not group.kind or s.shape is not None:
+            sums = s.sums(score)
+            total,n = total + s.collect(sums, group.n),n + s.collect(torch.full_like(sums, score.numel()/max(1, len(sums))), group.n)
+            continue
+        live = (p!=0).any([d for d in range(p.ndim) if d not in s.spans], keepdim=True)
         if (made := s.live_across()) is not None: live = live & made.view([-1 if d==s.across[0] else 1 for d in range(p.ndim)])
         total = total + s.total(score*live, group.n)
         n = n + s.total(live.expand_as(p).float(), group.n)

@@ -92,8 +92,9 @@ class Slices:
         n:int     # how many units there are
     ) -> Tensor: # (n,)
         "The sum over each unit."
-        t = self.seen(t)
-        return self.collect((t.sum(self.spans) if self.spans else t).flatten(), n)
+        return self.collect(self.sums(t), n)
+
+    def sums(self, t): return (self.seen(t).sum(self.spans) if self.spans else self.seen(t)).flatten() # one for each slice
 
     def collect(self,
         values:Tensor, # one for each slice
