@@ -322,7 +322,7 @@ def _across(param, graph, role, groups, numbers, params):
     for g,own in zip(groups, numbers):
         if ((number := _number(own))>=0).any(): found.append((g, number.to(params[param].device)))
     for _,number in found: left &= number.cpu()<0
-    others = [(p,d,u) for (p,d),u in graph.bound.items() if graph.role[p,d]==role and params[p].ndim>1 and torch.isin(u, units[left]).any()]
+    others = [(p,d,u) for (p,d),u in graph.bound.items() if graph.role[p,d]==role and p in params and params[p].ndim>1 and torch.isin(u, units[left]).any()]
     if others:
         own = torch.cat([u for *_,u in others]).unique()
         found.append((_Elsewhere([(params[p], d, torch.searchsorted(own, u)) for p,d,u in others], len(own)), _number(own).to(params[param].device)))

@@ -172,3 +172,17 @@ def test_compiled_and_accumulated():
     fit(learn, 3, cb, GradientAccumulation(64))
     n = sum(m.weight.numel() for m in learn.model if isinstance(m, nn.Linear))
     assert sum(int((m.weight==0).sum()) for m in learn.model if isinstance(m, nn.Linear))==round(.9*n)
+
+class Table(nn.Module):
+    "A layer reads what a buffer makes, too."
+    def __init__(self):
+        super().__init__()
+        self.first,self.inner,self.last = nn.Linear(64, 8),nn.Linear(4, 8),nn.Linear(8, 10)
+        self.register_buffer('table', torch.randn(1, 4))
+    def forward(self, x): return self.last(self.first(x.flatten(1)).relu()*self.inner(self.table).sigmoid())
+
+def test_a_layer_that_reads_a_buffer():
+    "A buffer makes units as a weight does, but it is no parameter."
+    cb = SparsifyCallback(.5, 'neuron')
+    learn = fit(learner(Table), 2, cb)
+    assert cb.sparsifier.sparsity()==cb.sparsifier.reached==.5
