@@ -180,6 +180,7 @@ def demo(
     torch.set_num_threads(1) # networks this small are faster so, by far where other programs run
     try:
         out,start = check_writable(out),time.perf_counter()
+        if data not in recipes: raise ValueError(f'data {data!r} is not known here: take one of {", ".join(recipes)}')
         result = run_demo(get_images(data), recipes[data], check_writable(out.with_suffix('.safetensors')), seed)
     except ValueError as e: sys.exit(f'fasterprune-demo: {e}')
     page = demo_page(result, out)

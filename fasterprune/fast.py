@@ -38,11 +38,11 @@ class Zeros:
         if others: torch._foreach_mul_(*map(list, zip(*others)))
 
 # %% ../nbs/03d_fast.ipynb #592e3e76
-piece = 1<<16 # weights that fit into the cache of a core, with what is made of them
+piece = 1<<17 # weights that fit into the cache of a core, with what is made of them
 
 def _scores(score, t): return score(t).detach().numpy()
 
-def _bound(score, tensors, alive, k, m=1<<14):
+def _bound(score, tensors, alive, k, m=1<<12):
     "A score below which there are probably at least `k` that are alive."
     step = max(1, sum(map(len, tensors))//m)
     sample = np.concatenate([_scores(score, t[::step])[a.numpy()[::step]] for t,a in zip(tensors, alive)])
@@ -61,13 +61,15 @@ def lowest_alive(
     while True:
         places,values,total = [],[],0.
         for t,a in zip(tensors, alive):
-            found = []
+            found,kind = [],np.int32 if len(t) < 1<<31 else np.int64
             for i in range(0, len(t), piece):
                 s = _scores(score, t[i:i+piece])
-                total += s.sum()
-                at = np.flatnonzero((s<=bound) & a.numpy()[i:i+piece])
+                total += np.dot(s, s) # not finite if a score isn't; a third of the time of a sum
+                low = s<=bound
+                low &= a.numpy()[i:i+piece]
+                at = low.nonzero()[0]
                 values.append(s[at])
-                found.append(at+i)
+                found.append(at.astype(kind)+kind(i))
             places.append(np.concatenate(found))
         if not np.isfinite(total): return None
         if sum(map(len, values)) >= k: break
