@@ -7,7 +7,7 @@ __all__ = ['Results', 'Appender', 'Study', 'run_study']
 
 # %% ../nbs/09a_study.ipynb #e823e978
 import csv, io, multiprocessing, os, platform, threading, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -165,10 +165,10 @@ def _finished(run, todo, jobs):
     if jobs==1:
         for s in todo: yield s,lambda s=s: _timed(run, s)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _one_thread) as pool:
+    with futures.ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _one_thread) as pool:
         waiting = {pool.submit(_timed, run, s):s for s in todo}
         try:
-            for f in as_completed(waiting): yield waiting[f],f.result
+            for f in futures.as_completed(waiting): yield waiting[f],f.result
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/09a_study.ipynb #8a335d47
@@ -196,4 +196,5 @@ def run_study(
             except Exception as e: raise ValueError(f'{study.name} failed at {settings}: {type(e).__name__}: {e}. What is finished is in {append.path}') from e
             next(progress)
         list(progress)
+        if bar: print()
     return results
