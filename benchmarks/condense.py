@@ -6,6 +6,7 @@ Writes results/condense_architectures.csv and results/condense_peers.csv.
 Takes an hour on two cores; `--short` takes the shortened networks of the tests, `--peers` is the second table alone. If names are given, only the rows
 of these networks are made anew; each row says with which commit it was made."""
 import json, multiprocessing
+from copy import deepcopy
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from time import perf_counter
 import pandas as pd
@@ -47,7 +48,8 @@ def peer(name, way, method):
     "Give a network with zeros to a method; prints a line of JSON."
     torch.set_num_threads(1)
     side = network(name)[1].shape[-1]
-    model,dense = [zeroed(network(name, name=='vit_b_16')[0], images(2, side), way) for _ in range(2)]
+    model = zeroed(network(name, name=='vit_b_16')[0], images(2, side), way)
+    dense = deepcopy(model)
     start = perf_counter()
     small = methods[method](model, images(2, side))
     seconds = perf_counter()-start

@@ -132,7 +132,6 @@ class Study:
     measured: tuple    # names of what it measures
     report: callable   # function of a DataFrame of runs that gives sections of a page, pairs of a heading and HTML
     needs: callable    # function of a scale that gives the names of the data sets that it reads
-    prepare: callable = None # function of settings, called for all runs before the first one of them, one by one
 
     def settings(self, scale:str, seeds:int) -> list:
         "The settings of all runs, those of the first seed first."
@@ -186,7 +185,6 @@ def run_study(
     done = set(map(results.key, results.rows()))
     cells = study.settings(scale, seeds)[i-1::n]
     todo = [s for s in cells if results.key(s) not in done]
-    if study.prepare and todo: study.prepare(todo, jobs)
     with Appender(results, results.shard(i, n)) as append:
         progress = iter(progress_bar(range(len(cells)), leave=True) if bar else range(len(cells)))
         for _ in range(len(cells)-len(todo)): next(progress)
