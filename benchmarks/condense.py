@@ -91,7 +91,7 @@ def main():
         write(df.sort_values(['network','way'], key=lambda c: c.map(order)), 'condense_architectures')
         print(f"\n{len(df)} cases, {int(df.get('failure', pd.Series(dtype=str)).notna().sum())} failures; largest error {df.error_double.max():.1e} in double, "
             f"{df.error_single.max():.1e} in single precision; longest {df.seconds.max():.1f} s\n")
-    df = pd.DataFrame(peers())
+    df = renewed(pd.DataFrame(peers()).assign(**versions()), 'condense_peers', names)
     write(df, 'condense_peers')
     print('\nParameters left in the best case that is right:', best(df).to_string(index=False, float_format='{:.4f}'.format), sep='\n')
 
