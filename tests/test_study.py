@@ -1,7 +1,7 @@
 "Studies: killed, torn, shared, and told what is wrong with them."
 import os, random, signal, subprocess, sys, sysconfig, time
 from pathlib import Path
-import pandas as pd, pytest, torch
+import pytest, torch
 
 from fasterprune.networks import *
 from fasterprune.study import *
