@@ -49,8 +49,8 @@ def hjorth(
 
 # %% ../nbs/10a_eeg_features.ipynb #a73603ea
 def electrode_places(
-    names,                  # of electrodes, in upper or lower case
-    montage='standard_1020' # name of a montage of MNE, or a montage
+    names,                # of electrodes, in upper or lower case
+    montage='easycap-M1' # name of a montage of MNE, or a montage
 ) -> np.ndarray: # of shape (electrodes, 3), on the sphere of radius 1: x to the right ear, y to the nose, z up
     "Where electrodes are on the head, as a sphere."
     montage = import_mne().channels.make_standard_montage(montage) if isinstance(montage, str) else montage

@@ -108,7 +108,7 @@ class KLCallback(Callback):
         if latent is None: raise ValueError(f'{type(self.model).__name__} has no latent distribution: take an EEG2SaliencyVAE, or leave KLCallback out')
         self.hook = latent.register_forward_pre_hook(self._see)
 
-    def _see(self, module, xs): self.kl = gaussian_kl(*xs[0].chunk(2, 1)).mean()
+    def _see(self, module, xs): self.divergence = gaussian_kl(*xs[0].chunk(2, 1)).mean()
     def _unhook(self):
         if self.hook is not None: self.hook.remove()
         self.hook = None
@@ -116,8 +116,10 @@ class KLCallback(Callback):
     def after_pred(self): self._unhook()
     def after_cancel_batch(self): self._unhook()
     def after_loss(self):
-        if self.training: self.learn.loss_grad = self.learn.loss_grad + self.beta*self.kl
-        self.learn.loss,self.kl = self.learn.loss_grad.clone() if self.training else self.learn.loss,None
+        if self.training:
+            self.learn.loss_grad = self.learn.loss_grad + self.beta*self.divergence
+            self.learn.loss = self.learn.loss_grad.clone()
+        self.divergence = None # it holds on to the graph
 
 # %% ../nbs/10d_eeg_models.ipynb #f3b13543
 class SaliencyCritic(nn.Module):
@@ -150,4 +152,4 @@ def adversarial_learner(
     except ImportError as e: raise ImportError('an adversarial learner needs torchvision: pip install torchvision') from e
     if critic is None: critic = SaliencyCritic(dls.one_batch()[1].shape[-2:])
     losses = gan_loss_from_func(SaliencyLoss() if loss_func is None else loss_func, F.binary_cross_entropy_with_logits, (weight,1.))
-    return GANLearner(dls, generator, critic, *losses, **kwargs)
+    return GANLearner(dls, generator, critic, *losses, **(dict(splitter=params)|kwargs)) # all parameters, also those that are frozen when the optimizer is made
