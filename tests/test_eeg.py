@@ -113,6 +113,13 @@ def test_band_and_resampling():
     assert got.x.shape==(9,1,1000) and np.abs(got.x[0,0].numpy()-want).max()<.2
     assert raw.info['sfreq']==500 # the recording that was given is as it was
 
+def test_channels_of_other_types_can_be_named():
+    info = mne.create_info(['Oz','EOG'], 100., ['eeg','eog'])
+    raw = mne.io.RawArray(np.random.default_rng(0).standard_normal((2,6000))*1e-5, info, verbose='error')
+    both = load_eeg(raw, good, onsets=[10], channels=['Oz','EOG'], fs=None, band=(1,40))
+    assert load_eeg(raw, good, onsets=[10], fs=None, band=(1,40)).names==['Oz'] and both.names==['Oz','EOG']
+    assert (both.x.std(-1)<.95*raw.get_data()[:,900:1300].std(-1)*1e6).all() # both are filtered
+
 def test_gaze_counts_where_it_should():
     raw = mne.io.RawArray(np.random.default_rng(0).standard_normal((1,6000))*1e-6, mne.create_info(['Oz'], 100., 'eeg'), verbose='error')
     gaze = pd.DataFrame(dict(time=[9.99,10,10.5,12.99,13,30], x=[10,20,2000,np.nan,40,50], y=[10,20,30,40,50,60]))
@@ -433,6 +440,7 @@ def test_adversarial_learner(simulated):
     critic = [p.clone() for p in learn.model.critic.parameters()]
     quiet_fit(learn, 16, 5e-3, one_cycle=False)
     pred = preds_of(learn)[0]
+    assert torch.equal(preds_of(learn)[0], pred) # no dropout in what is predicted
     assert better_than_baselines(pred, e, held) and mean_measure(pred, e.y[held], 'nss')>before+1
     assert all(not torch.equal(a, b) for a,b in zip(critic, learn.model.critic.parameters()))
     assert learn.recorder.metric_names[-3:-1]==['gen_loss','crit_loss']
