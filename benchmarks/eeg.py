@@ -67,9 +67,9 @@ def simulated(snr, method, seed):
     n,held_out,epochs = (400,100,4) if quick else (1500,300,15)
     e = simulate_eeg(n, snr, seed=seed)
     held = np.arange(n)>=n-held_out
+    set_seed(seed)
     dls,y,train = e.dls(held),e.y[held],e.y[~held]
     base = [centre_bias(y.shape[-2:]).expand_as(y[:,0]),mean_map(train).expand_as(y[:,0])]
-    torch.manual_seed(seed)
     row = dict(electrodes=len(e.names))
     if method in ('centre','mean'): pred = base[method=='mean']
     elif method=='gan':
@@ -86,7 +86,7 @@ def simulated(snr, method, seed):
                 worst=1+max(order.index(i) for i in e.informative), max_diff=diff)
         else: pred = predicted(fitted(learn, epochs, 1e-2))
     for k in measures: row[k] = mean_measure(pred, y, k)
-    for k in ('nss','cc','auc'):
+    for k in ('nss','cc','auc') if method not in ('centre','mean') else ():
         row[f'p_{k}'] = permutation_p(pred, y, k)
         row[f'above_{k}'] = max(paired_p(measures[k](pred, y), measures[k](b, y)) for b in base)
     return row
@@ -109,7 +109,7 @@ def sided(e, side, method, seed, epochs, lr):
     held = e.metadata.is_test.to_numpy()
     row = dict(electrodes=len(e.names))
     if method=='ridge': return row | judged(ridge(averaged(e.x.numpy()), side, held), side[held])
-    torch.manual_seed(seed)
+    set_seed(seed)
     learn = Learner(e.dls(held), EEG2Saliency(len(e.names), e.x.shape[-1]), loss_func=SaliencyLoss(), wd=1e-2)
     if method in criteria:
         pred,cb,diff = halved(learn, e.names, method, epochs, lr)
@@ -135,7 +135,7 @@ def eye_state(_, method, seed):
         return row | judged(ridge(x.numpy(), y, held, 10.), y[held])
     mean,std = (f(e.x[~held], (0,2), keepdim=True) for f in (torch.mean, torch.std))
     x,t = (e.x-mean)/std,tensor(y)
-    torch.manual_seed(seed)
+    set_seed(seed)
     learn = Learner(tensor_dls((x[~held],t[~held]), (x[held],t[held]), 16), eeg_encoder(len(e.names), x.shape[-1], 2), loss_func=CrossEntropyLossFlat())
     if method in criteria:
         pred,cb,diff = halved(learn, e.names, method, 20, 3e-3)
@@ -152,7 +152,8 @@ def jobs():
     names = [n for n in parts if n in sys.argv[1:]] or list(parts)
     if quick: return [('simulator', 0., m, 0) for m in ('half','mean','centre')]
     found = [('simulator', 0., m, s) for s in range(10) for m in ('half','network','mean','centre')]
-    found += [(p, math.nan, m, s) for p in ('left_right','cueing','eye_state') for s in range(3) for m in ('network','taylor','half','ridge') if s==0 or m!='ridge']
+    found += [(p, math.nan, m, s) for p in ('left_right','eye_state','cueing') for s in range(3) for m in ('network','taylor','half','ridge')
+        if (s==0 or m!='ridge') and (p=='left_right' or m!='half')]
     found += [('simulator', 0., m, s) for s in range(3) for m in ('vae','gan')] + [('simulator', snr, 'half', s) for snr in (-10.,-20.) for s in range(3)]
     found += [('simulator', snr, 'taylor', s) for snr in (-20.,0.) for s in range(3)]
     return [j for j in found if j[0] in names]

@@ -178,7 +178,7 @@ def load_eeg(
     look = (max(a, 0.),b) if look is None else look
     if not a<b or not look[0]<look[1]: raise ValueError(f'an epoch from {a:g} to {b:g} s in which what is looked at from {look[0]:g} to {look[1]:g} s counts: both have to take some time')
     gaze,raw = read_gaze(gaze),read_recording(recording, channels, band, fs)
-    x,fs = raw.get_data(units='V')*1e6,float(raw.info['sfreq'])
+    x,fs = raw.get_data()*1e6,float(raw.info['sfreq'])
     seconds,n = x.shape[1]/fs,round((b-a)*fs)
     if n>x.shape[1]: raise ValueError(f'an epoch takes {b-a:g} s, but the recording only {seconds:g} s')
     if not len(gaze) or gaze.time.iloc[-1]<0 or gaze.time.iloc[0]>seconds:

@@ -152,4 +152,5 @@ def adversarial_learner(
     except ImportError as e: raise ImportError('an adversarial learner needs torchvision: pip install torchvision') from e
     if critic is None: critic = SaliencyCritic(dls.one_batch()[1].shape[-2:])
     losses = gan_loss_from_func(SaliencyLoss() if loss_func is None else loss_func, F.binary_cross_entropy_with_logits, (weight,1.))
-    return GANLearner(dls, generator, critic, *losses, **(dict(splitter=params)|kwargs)) # all parameters, also those that are frozen when the optimizer is made
+    kwargs = dict(splitter=params, switch_eval=False) | kwargs # all parameters, frozen or not, are optimized; what is validated stays in evaluation mode
+    return GANLearner(dls, generator, critic, *losses, **kwargs)
