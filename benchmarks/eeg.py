@@ -1,6 +1,6 @@
 """From EEG to visual attention: which electrodes matter, and is what is predicted better than a guess?
 
-Writes results/eeg.csv row by row, and skips what is there: an interrupted run goes on, and a torn last line is cut off. On one core all of it takes about a quarter of an hour.
+Writes results/eeg.csv row by row, and skips what is there: an interrupted run goes on, and a torn last line is cut off. On one core all of it takes about twenty minutes.
 `--quick`: the simulator with one seed and little data, nothing written. Names of parts on the command line restrict the run to them.
 
 - `half` and `taylor` lose half of the electrodes by InputPruneCallback while they train, and are condensed; what is measured is the condensed network. `half` scores electrodes by the default
