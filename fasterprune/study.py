@@ -107,7 +107,7 @@ class Appender:
         run:dict # its settings, and what was measured
     ):
         "Append a run."
-        self._write([_short(run[c]) for c in self.results.columns])
+        self._write([*self.results.key(run), *[_short(run[c]) for c in self.results.columns[len(self.results.settings):]]])
 
     def _write(self, row):
         self.file.write(_as_csv([row]).encode())
@@ -131,7 +131,7 @@ class Study:
     run: callable      # function of settings, with a seed and a scale, that gives a dict of what was measured; importable, as other processes call it
     measured: tuple    # names of what it measures
     report: callable   # function of a DataFrame of runs that gives sections of a page, pairs of a heading and HTML
-    needs: callable    # function of a scale that gives the names of the data sets that it reads
+    check: callable = noop # function of the settings, which raises a `ValueError` if something is missing that they need
 
     def settings(self, scale:str, seeds:int) -> list:
         "The settings of all runs, those of the first seed first."
