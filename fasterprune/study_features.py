@@ -132,8 +132,9 @@ def plot_kept(df, n=3):
     return fig
 
 def _report(df):
+    has_kept = (df.inputs>0).any()
     return [('Accuracy and inputs', picture(plot_gains(df), 'Accuracy against the share of inputs left') + html_table(gains(df))),
-        ('Which inputs are left', picture(plot_kept(df), 'Maps of the kept pixels'))]
+        *([('Which inputs are left', picture(plot_kept(df), 'Maps of the kept pixels'))] if has_kept else [])]
 
 study_features = Study('induced_features', 'Pruning of inputs beside that of the network', lambda scale: list(_cells(scale)), _run,
-    ('accuracy','retrained','n_inputs','left','parameters','macs','kept'), _report, lambda scale: sorted({d for _,d in grids[scale]}))
+    ('accuracy','retrained','n_inputs','left','parameters','macs','kept'), _report)

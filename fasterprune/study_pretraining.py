@@ -106,6 +106,9 @@ def _scratch(network, source, shape, n_out):
     import torchvision
     return _new_head(getattr(torchvision.models, network)(weights=None), n_out)
 
+def _check(settings):
+    for n in {s['network'] for s in settings if s['source']=='imagenet'}: _imagenet(n)
+
 def _run(s):
     data = _target(s['data'], s['scale'], s['source'])
     set_seed(s['seed'])
@@ -141,11 +144,8 @@ def losses(
         for g in sparsities:
             curves = {start:curve(part[part.start==start], g) for start in ('scratch','fine-tuned')}
             if min(map(len, curves.values()))<2: continue
-            end = max(curves['scratch'].index)
-            row = {'network':n, 'data':d, 'source':source, 'granularity':g}
-            for start,c in curves.items(): row.update({f'{start}, dense':f'{100*c.iloc[0]:.1f}', f'at {end:g}':f'{100*c.iloc[-1]:.1f}', f'{start}, a point lost at':f'{sparsity_at_loss(c):.2f}', f'{start} at {end:g}':f'{100*c.iloc[-1]:.1f}'})
-            row.pop(f'at {end:g}')
-            rows.append(row)
+            rows.append({'network':n, 'data':d, 'source':source, 'granularity':g, **{f'{start}, {k}':v for start,c in curves.items() for k,v in
+                {'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}', 'at the highest':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'}.items()}})
     return pd.DataFrame(rows)
 
 def plot_curves(df):
@@ -168,5 +168,4 @@ def _report(df):
     df = df.assign(granularity=df.granularity.fillna(''))
     return [('Accuracy and sparsity', picture(plot_curves(df), 'Accuracy against sparsity, from scratch and fine-tuned')), ('How much each can lose', html_table(losses(df)))]
 
-study_pretraining = Study('pretraining', 'Pruning after pre-training', lambda scale: list(_cells(scale)), _run, ('accuracy','reached','parameters','nonzero','macs'), _report,
-    lambda scale: sorted({d for _,d,_ in grids[scale]}))
+study_pretraining = Study('pretraining', 'Pruning after pre-training', lambda scale: list(_cells(scale)), _run, ('accuracy','reached','parameters','nonzero','macs'), _report, _check)

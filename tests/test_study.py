@@ -22,7 +22,7 @@ def run(s):
     model = networks['mlp'](data.shape, 10, (s['hidden'],))
     return dict(accuracy=accuracy_of(train(model, data, s['epochs'], 'cpu', s['seed']).model, data), parameters=n_params(model))
 def n_params(m): return sum(p.numel() for p in m.parameters())
-tiny = Study('tiny', 'Hidden layers', cells, run, ('accuracy','parameters'), None, lambda scale: [])
+tiny = Study('tiny', 'Hidden layers', cells, run, ('accuracy','parameters'), None)
 if __name__=='__main__': run_study(tiny, sys.argv[1], seeds=3, jobs=int(sys.argv[2]), shard=tuple(map(int, sys.argv[3].split('/'))), bar=False)
 '''
 
@@ -155,6 +155,29 @@ def test_runs_can_be_told_apart(name):
         keys = [tuple(c.values()) for c in s.settings(scale, 2)]
         assert len(set(keys))==len(keys) and len({tuple(c) for c in s.settings(scale, 2)})==1
         assert {c['network'] for c in s.cells(scale)} <= set(networks)
+
+@pytest.mark.parametrize('name', list(studies))
+@pytest.mark.parametrize('n', [1,5,7,12,25,60,None])
+def test_report_of_what_is_finished(name, n, tmp_path):
+    "A page is written however few runs there are, and it has all of them counted."
+    s = studies[name]
+    r,rng = s.results(tmp_path),random.Random(0)
+    settings = s.settings('cpu', 2)
+    with Appender(r, r.path) as append:
+        for o in settings[:n]: append({**dict.fromkeys(r.columns, rng.random()), **dict(n_inputs=16, left=4, kept='00ff', seconds=1.), **o})
+    page = report_study(s, tmp_path, 'cpu').read_text()
+    seeds = 1+max(o['seed'] for o in settings[:n])
+    assert f'{len(settings[:n])} of {len(s.settings("cpu", seeds))} runs' in page and page.count('<h2')>=1
+    if n is None: assert page.count('<img')>=1+(name!='pretraining') and page.count('<table')>=1
+
+def test_missing_weights_are_said_first(monkeypatch):
+    "Without ImageNet weights a study that needs them does not begin."
+    import torchvision
+    def _none(**kwargs): raise OSError('no network')
+    monkeypatch.setattr(torchvision.models, 'vgg16_bn', _none)
+    s = restrict(studies['pretraining'], 'gpu', source='imagenet')
+    with pytest.raises(ValueError, match='ImageNet weights of .* are not there: connect to the network, or choose runs without them'): s.check(s.cells('gpu'))
+    studies['pretraining'].check(restrict(studies['pretraining'], 'gpu', source='halves').cells('gpu'))
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', list(studies))
