@@ -182,7 +182,7 @@ def ready(self:Images,
 
 # %% ../nbs/08_data.ipynb #da86a4ed
 class Jitter(ItemTransform):
-    "Moves each image by up to `pad` pixels, black coming in, and if `mirror` turns half of them around."
+    "Moves each image by up to `pad` pixels, zeros coming in, and if `mirror` turns half of them around."
     def __init__(self, pad=4, mirror=True): self.pad,self.mirror = pad,mirror
     def encodes(self, b):
         x,*ys = b

@@ -50,6 +50,7 @@ class MapDecoder(nn.Module):
 
 class EEG2Saliency(nn.Module):
     "EEG in, maps of visual attention out."
+    n_stats,make_latent = 1,nn.Identity # numbers for each dimension of the latent space, and what becomes of them
     def __init__(self,
         n_electrodes:int,  # input channels
         n_samples:int,     # of an epoch
@@ -59,10 +60,10 @@ class EEG2Saliency(nn.Module):
         **kwargs           # of `eeg_encoder`: n_filters, kernel, pool, drop
     ):
         super().__init__()
-        self.encoder = eeg_encoder(n_electrodes, n_samples, n_latent, **kwargs)
-        self.decoder = MapDecoder(n_latent, size, n_maps)
+        self.encoder = eeg_encoder(n_electrodes, n_samples, self.n_stats*n_latent, **kwargs)
+        self.latent,self.decoder = self.make_latent(),MapDecoder(n_latent, size, n_maps)
 
-    def forward(self, x): return self.decoder(self.encoder(x))
+    def forward(self, x): return self.decoder(self.latent(self.encoder(x)))
 
 # %% ../nbs/10d_eeg_models.ipynb #c40df40f
 def gaussian_kl(
@@ -78,21 +79,9 @@ class Reparameterize(nn.Module):
         mean,log_var = stats.chunk(2, 1)
         return mean+torch.randn_like(mean)*(log_var/2).exp() if self.training else mean
 
-class EEG2SaliencyVAE(nn.Module):
+class EEG2SaliencyVAE(EEG2Saliency):
     "`EEG2Saliency` with a distribution over its latent space; train it with a `KLCallback`."
-    def __init__(self,
-        n_electrodes:int,  # input channels
-        n_samples:int,     # of an epoch
-        size=(16,16),      # height and width of a map
-        n_latent:int=16,   # dimensions of the latent space
-        n_maps:int=8,      # channels of the decoder
-        **kwargs           # of `eeg_encoder`: n_filters, kernel, pool, drop
-    ):
-        super().__init__()
-        self.encoder = eeg_encoder(n_electrodes, n_samples, 2*n_latent, **kwargs)
-        self.latent,self.decoder = Reparameterize(),MapDecoder(n_latent, size, n_maps)
-
-    def forward(self, x): return self.decoder(self.latent(self.encoder(x)))
+    n_stats,make_latent = 2,Reparameterize
 
 class KLCallback(Callback):
     "Add `beta` times the divergence of the latent distributions to the loss that is trained on."

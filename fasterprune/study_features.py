@@ -113,7 +113,8 @@ def plot_gains(df):
         ax.invert_xaxis()
         ax.spines[['top','right']].set_visible(False)
     axs[0,0].set_ylabel('accuracy (%)')
-    axs[0,-1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
+    handles = {l:h for ax in axs[0] for h,l in zip(*ax.get_legend_handles_labels())}
+    axs[0,-1].legend(handles.values(), handles, frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
     return fig
 
 def plot_kept(df, n=3):
@@ -133,7 +134,7 @@ def plot_kept(df, n=3):
 
 def _report(df):
     has_kept = (df.inputs>0).any()
-    return [('Accuracy and inputs', picture(plot_gains(df), 'Accuracy against the share of inputs left') + html_table(gains(df))),
+    return [('Accuracy and inputs', picture(plot_gains(df), 'Accuracy against the share of inputs left') + html_table(gains(df).set_index('network'))),
         *([('Which inputs are left', picture(plot_kept(df), 'Maps of the kept pixels'))] if has_kept else [])]
 
 study_features = Study('induced_features', 'Pruning of inputs beside that of the network', lambda scale: list(_cells(scale)), _run,

@@ -114,7 +114,7 @@ def plot_budgets(df):
     for ax,((n,g),part) in zip(axs[0], panels):
         for i,s in enumerate(compared):
             mean,one = part[part.schedule==s].groupby('epochs').accuracy.mean(),s.startswith('one_cycle')
-            ax.plot(mean.index, 100*mean, 'o-', ms=3, c='#2171b5' if one else plt.cm.Greys(.35+.1*i), ls='--' if s.endswith('6') else '-', lw=2 if one else 1, label=s)
+            ax.plot(mean.index, 100*mean, marker='o', ms=3, c='#2171b5' if one else plt.cm.Greys(.35+.1*i), ls='--' if s.endswith('6') else '-', lw=2 if one else 1, label=s)
         dense = df[(df.schedule=='dense') & (df.network==n)].groupby('epochs').accuracy.mean()
         ax.plot(dense.index, 100*dense, ':', c='k', lw=1, label='dense')
         ax.set(title=f'{n}, {g}s', xlabel='epochs', xticks=[5,10,25])
@@ -140,13 +140,13 @@ def plot_constants(df):
 def _report(df):
     if not len(_by_cell(df)): return [('Ranks', '<p>No cell has a run of each schedule yet.</p>')]
     r = mean_ranks(df)
-    ranks = r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank', first='best in')).rename_axis('schedule').reset_index()
+    ranks = r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank', first='best in')).rename_axis('schedule')
     a = against(df)
     pairs = pd.DataFrame(dict(difference=[f'{100*d:+.2f} ({100*l:+.2f} to {100*h:+.2f})' for d,l,h in zip(a.difference, a.low, a.high)], won=[f'{w:.0%}' for w in a.cells_won], p=[f'{p:.2g}' for p in a.p]), index=a.index)
-    pairs = pairs.rename(columns=dict(difference='difference in points', won='cells won')).rename_axis(f'{compared[3]} against').reset_index()
+    pairs = pairs.rename(columns=dict(difference='difference in points', won='cells won')).rename_axis(f'{compared[3]} against')
     has_constants = (~df.schedule.isin([*compared,'dense'])).any()
     return [('Mean rank', picture(plot_ranks(df).figure, 'Mean rank of each schedule') + html_table(ranks)), ('One-cycle against the others', html_table(pairs)),
         ('Accuracy and budget', picture(plot_budgets(df), 'Accuracy against epochs')),
-        *([('The constants', picture(plot_constants(df).figure, 'Accuracy by alpha and beta'))] if has_constants else []), ('All cells', html_table(table_of(df).reset_index()))]
+        *([('The constants', picture(plot_constants(df).figure, 'Accuracy by alpha and beta'))] if has_constants else []), ('All cells', html_table(table_of(df).reset_index().set_index('network')))]
 
 study_one_cycle = Study('one_cycle', 'Schedules of pruning on a fixed budget', _cells, _run, ('accuracy','reached','parameters','nonzero','macs'), _report)

@@ -138,14 +138,14 @@ def sparsity_at_loss(
 def losses(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings
-    "For each network, source and granularity: what is dense, what is lost, and the sparsity at which a point is lost."
+    "For each network, source, granularity and start: accuracy without pruning, the sparsity at which a point is lost, and accuracy at the highest sparsity."
     rows = []
     for (n,d,source),part in df.groupby(['network','data','source'], sort=False):
         for g in sparsities:
             curves = {start:curve(part[part.start==start], g) for start in ('scratch','fine-tuned')}
             if min(map(len, curves.values()))<2: continue
-            rows.append({'network':n, 'data':d, 'source':source, 'granularity':g, **{f'{start}, {k}':v for start,c in curves.items() for k,v in
-                {'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}', 'at the highest':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'}.items()}})
+            rows += [{'network':n, 'data':d, 'source':source, 'granularity':g, 'start':start, 'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}',
+                'most pruned':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'} for start,c in curves.items()]
     return pd.DataFrame(rows)
 
 def plot_curves(df):
@@ -166,6 +166,8 @@ def plot_curves(df):
 
 def _report(df):
     df = df.assign(granularity=df.granularity.fillna(''))
-    return [('Accuracy and sparsity', picture(plot_curves(df), 'Accuracy against sparsity, from scratch and fine-tuned')), ('How much each can lose', html_table(losses(df)))]
+    table = losses(df)
+    return [('Accuracy and sparsity', picture(plot_curves(df), 'Accuracy against sparsity, from scratch and fine-tuned')),
+        *([('How much each can lose', html_table(table.set_index('network')))] if len(table) else [])]
 
 study_pretraining = Study('pretraining', 'Pruning after pre-training', lambda scale: list(_cells(scale)), _run, ('accuracy','reached','parameters','nonzero','macs'), _report, _check)
