@@ -13,7 +13,7 @@ Writes results/eeg.csv row by row, and skips what is there: an interrupted run g
 - cueing: where attention is cued to, on people who are held out; the same numbers. Chance is what is expected.
 - eye_state: eyes open or closed, the last 30 % of one recording held out; a network without a map, and a ridge regression on band power and Hjorth's parameters.
 """
-import csv, io, math, os, platform, subprocess, sys, time, warnings
+import os, platform, subprocess, sys, tempfile, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,11 +32,11 @@ from fasterprune.eeg_models import EEG2Saliency, EEG2SaliencyVAE, KLCallback, ad
 from fasterprune.eeg_simulator import simulate_eeg
 from fasterprune.learner import *
 from fasterprune.prune_inputs import InputPruneCallback
+from fasterprune.study import Appender, Results
 from fasterprune.saliency import SaliencyLoss, centre_bias, mean_map, mean_measure, measures, paired_p, permutation_p
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv
-out = root/'results'/'eeg.csv'
 torch.set_num_threads(1)
 
 # training
@@ -152,36 +152,20 @@ def jobs():
     names = [n for n in parts if n in sys.argv[1:]] or list(parts)
     if quick: return [('simulator', 0., m, 0) for m in ('half','mean','centre')]
     found = [('simulator', 0., m, s) for s in range(10) for m in ('half','network','mean','centre')]
-    found += [(p, math.nan, m, s) for p in ('left_right','eye_state','cueing') for s in range(3) for m in ('network','taylor','half','ridge')
+    found += [(p, '', m, s) for p in ('left_right','eye_state','cueing') for s in range(3) for m in ('network','taylor','half','ridge')
         if (s==0 or m!='ridge') and (p=='left_right' or m!='half')]
     found += [('simulator', 0., m, s) for s in range(3) for m in ('vae','gan')] + [('simulator', snr, 'half', s) for snr in (-10.,-20.) for s in range(3)]
     found += [('simulator', snr, 'taylor', s) for snr in (-20.,0.) for s in range(3)]
     return [j for j in found if j[0] in names]
 
-columns = ('part snr method seed electrodes kept recall worst nss cc auc sauc sim kld p_nss p_cc p_auc above_nss above_cc above_auc side_auc side_p max_diff seconds '
+measured = ('electrodes kept recall worst nss cc auc sauc sim kld p_nss p_cc p_auc above_nss above_cc above_auc side_auc side_p max_diff seconds '
     'fasterprune torch fastai mne python machine commit').split()
+results = Results(root/'results'/'eeg.csv', ['part','snr','method','seed'], measured)
 
 def circumstances():
     commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=root, capture_output=True, text=True).stdout.strip()
     return dict(fasterprune=fasterprune.__version__, torch=torch.__version__, fastai=version('fastai'), mne=version('mne'), python=platform.python_version(),
         machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit)
-
-def finished():
-    "The rows that there are; a line that was torn is cut off."
-    if quick or not out.exists(): return []
-    text = out.read_bytes()
-    if text and not text.endswith(b'\n'): out.write_bytes(text[:text.rfind(b'\n')+1])
-    return pd.read_csv(out).to_dict('records') if out.stat().st_size else []
-
-def append(row):
-    "One line in one write."
-    line = io.StringIO()
-    writer = csv.DictWriter(line, columns, restval='')
-    if not out.exists() or not out.stat().st_size: writer.writeheader()
-    writer.writerow(row)
-    with out.open('ab', buffering=0) as f: f.write(line.getvalue().encode())
-
-def key(part, snr, method, seed): return part,'' if math.isnan(snr) else float(snr),method,int(seed)
 
 def show(df):
     "Means over the seeds, a row for each method."
@@ -190,17 +174,18 @@ def show(df):
     print(t[cols].mean(numeric_only=True).assign(seeds=t.size()).round(4).to_string())
 
 def main():
-    rows = finished()
-    done,about = {key(*(r[k] for k in ('part','snr','method','seed'))) for r in rows},circumstances()
-    for job in jobs():
-        if key(*job) in done: continue
-        part,snr,method,seed = job
-        start = time.perf_counter()
-        row = parts[part](snr, method, seed)
-        row = dict(part=part, snr='' if math.isnan(snr) else snr, method=method, seed=seed, **row, seconds=round(time.perf_counter()-start, 2), **about)
-        print({k:round(v, 4) if isinstance(v, float) else v for k,v in row.items() if k not in about}, flush=True)
-        if not quick: append(row)
-        rows.append(row | dict(snr=snr))
-    show(pd.DataFrame(rows))
+    about,todo = circumstances(),[dict(zip(results.settings, j)) for j in jobs()]
+    done = set() if quick else set(map(results.key, results.rows()))
+    rows = []
+    with Appender(results, Path(tempfile.mkdtemp())/'eeg.csv' if quick else results.path) as append:
+        for job in todo:
+            if results.key(job) in done: continue
+            start = time.perf_counter()
+            row = parts[job['part']](job['snr'], job['method'], job['seed'])
+            row = {**dict.fromkeys(measured, ''), **job, **row, 'seconds':round(time.perf_counter()-start, 2), **about}
+            print({k:round(v, 4) if isinstance(v, float) else v for k,v in row.items() if k not in about and v!=''}, flush=True)
+            append(row)
+            rows.append(row)
+    show(pd.DataFrame(rows).replace('', np.nan) if quick else results.to_frame())
 
 if __name__=='__main__': main()

@@ -159,6 +159,7 @@ def find_onsets(
     a = raw.annotations # their onsets count from where the clock of the recording begins, which is not always its first sample
     return np.array([t-raw.first_time for t,d in zip(a.onset, a.description) if (d in known if onsets is None else d==onsets)])
 
+# %% ../nbs/10_eeg.ipynb #8414c1b6
 def load_eeg(
     recording,            # a file that MNE reads, or an MNE `Raw`
     gaze,                 # a table with time, x and y, or the path of a CSV file, as in `read_gaze`

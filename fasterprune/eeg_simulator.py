@@ -67,6 +67,7 @@ def _background(electrodes, n, samples, shared, rng, dipoles=200):
     brain = np.einsum('ef,nft->net', mix/np.linalg.norm(mix, axis=1, keepdims=True), pink_noise((n,len(electrodes),samples), rng))
     return (1-shared)**.5*own + shared**.5*brain
 
+# %% ../nbs/10e_eeg_simulator.ipynb #1f98d7b1
 def simulate_eeg(
     n:int=1000,             # epochs
     snr:float=0.,           # dB: power of what changes with gaze over that of the noise, in the informative electrodes; infinity: no noise

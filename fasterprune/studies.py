@@ -59,6 +59,7 @@ def smoke(
     cells = [{**c, 'epochs':2} for c in firsts.values()]
     return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1)
 
+# %% ../nbs/09f_studies.ipynb #ac509668
 def _setting(text):
     "A setting and its values, as keyword arguments."
     if text and '=' not in text: raise ValueError(f'{text!r} is to be a setting and its values, such as sparsity=0.8,0.9')

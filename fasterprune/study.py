@@ -82,6 +82,7 @@ def merge(self:Results):
     for p in parts:
         if p!=self.path: p.unlink()
 
+# %% ../nbs/09a_study.ipynb #9199f61c
 class Appender:
     "Appends runs to a file, which no other process may do meanwhile."
     def __init__(self,

@@ -55,6 +55,7 @@ def from_text(
     "The reverse of `as_text`."
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:n].astype(bool)
 
+# %% ../nbs/09d_study_features.ipynb #5e4ba775
 def _images(s):
     if s['scale']!='cpu' or 'epochs' in s: return study_data(s['data'], s['scale'])
     return study_data(s['data'], 'cpu', n_train=n_train[s['network']], side=dict(mnist=28, cifar10=32)[s['data']] if s['network']=='mlp' else None)
@@ -117,6 +118,7 @@ def plot_gains(df):
     axs[0,-1].legend(handles.values(), handles, frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
     return fig
 
+# %% ../nbs/09d_study_features.ipynb #f46e7596
 def plot_kept(df, n=3):
     "Which pixels are left at the largest share of pruned inputs, for the first seeds, by way; brighter where more of their colors are."
     df = df[df.way.isin(['inputs','both','induced'])]

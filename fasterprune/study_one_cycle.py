@@ -107,6 +107,7 @@ def plot_ranks(df, ax=None):
     ax.spines[['top','right']].set_visible(False)
     return ax
 
+# %% ../nbs/09c_study_one_cycle.ipynb #cd8bb3cd
 def plot_budgets(df):
     "Accuracy against the budget, for each network and granularity, averaged over what is left."
     panels = list(df[df.schedule.isin(compared)].groupby(['network','granularity']))

@@ -68,6 +68,7 @@ def _new_head(net, n_out):
     net.set_submodule(name, nn.Linear(last.in_features, n_out))
     return net
 
+# %% ../nbs/09e_study_pretraining.ipynb #9adef7da
 def pretrained(
     network:str, # name of a network
     data:str,    # name of a data set
@@ -148,6 +149,7 @@ def losses(
                 'most pruned':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'} for start,c in curves.items()]
     return pd.DataFrame(rows)
 
+# %% ../nbs/09e_study_pretraining.ipynb #4d07bdcf
 def plot_curves(df):
     "Accuracy against sparsity, with the standard deviation over the seeds."
     parts = list(df.groupby(['network','data','source'], sort=False))
