@@ -148,6 +148,9 @@ class _Recorder(TorchDispatchMode):
         self.names = {m:n for n,m in model.named_modules()}
         self.varies = {id(x) for x in tensors_in(tape.inputs)}
 
+    @classmethod
+    def _should_skip_dynamo(cls): return False # PyTorch would import its compiler, which takes seconds, to keep it away from here
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['compared', 'grids', 'constants', 'cell', 'study_one_cycle', 'schedule_name', 'schedule_by_name', 'mean_ranks',
-           'against', 'table_of', 'plot_ranks', 'plot_budgets', 'plot_constants']
+           'against', 'ranks_table', 'pairs_table', 'table_of', 'plot_ranks', 'plot_budgets', 'plot_constants']
 
 # %% ../nbs/09c_study_one_cycle.ipynb #68895df4
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
@@ -84,6 +84,22 @@ def against(
     return pd.DataFrame({o:_row(o) for o in others}).T
 
 # %% ../nbs/09c_study_one_cycle.ipynb #6d4ff29e
+def ranks_table(
+    df:pd.DataFrame # runs
+) -> pd.DataFrame: # of strings
+    "What `mean_ranks` gives, to be read."
+    r = mean_ranks(df)
+    return r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank', first='best in')).rename_axis('schedule')
+
+def pairs_table(
+    df:pd.DataFrame, # runs
+    schedule:str=compared[3] # the one that is judged
+) -> pd.DataFrame: # of strings
+    "What `against` gives, to be read."
+    a = against(df, schedule)
+    return pd.DataFrame({'difference in points':[f'{100*d:+.2f} ({100*l:+.2f} to {100*h:+.2f})' for d,l,h in zip(a.difference, a.low, a.high)],
+        'cells won':[f'{w:.0%}' for w in a.cells_won], 'p':[f'{p:.2g}' for p in a.p]}, index=a.index).rename_axis(f'{schedule} against')
+
 def table_of(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings, a row for each cell
@@ -140,13 +156,8 @@ def plot_constants(df):
 # %% ../nbs/09c_study_one_cycle.ipynb #ec65f91f
 def _report(df):
     if not len(_by_cell(df)): return [('Ranks', '<p>No cell has a run of each schedule yet.</p>')]
-    r = mean_ranks(df)
-    ranks = r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank', first='best in')).rename_axis('schedule')
-    a = against(df)
-    pairs = pd.DataFrame(dict(difference=[f'{100*d:+.2f} ({100*l:+.2f} to {100*h:+.2f})' for d,l,h in zip(a.difference, a.low, a.high)], won=[f'{w:.0%}' for w in a.cells_won], p=[f'{p:.2g}' for p in a.p]), index=a.index)
-    pairs = pairs.rename(columns=dict(difference='difference in points', won='cells won')).rename_axis(f'{compared[3]} against')
     has_constants = (~df.schedule.isin([*compared,'dense'])).any()
-    return [('Mean rank', picture(plot_ranks(df).figure, 'Mean rank of each schedule') + html_table(ranks)), ('One-cycle against the others', html_table(pairs)),
+    return [('Mean rank', picture(plot_ranks(df).figure, 'Mean rank of each schedule') + html_table(ranks_table(df))), ('One-cycle against the others', html_table(pairs_table(df))),
         ('Accuracy and budget', picture(plot_budgets(df), 'Accuracy against epochs')),
         *([('The constants', picture(plot_constants(df).figure, 'Accuracy by alpha and beta'))] if has_constants else []), ('All cells', html_table(table_of(df).reset_index().set_index('network')))]
 

@@ -26,7 +26,7 @@ sparsities = dict(weight=(.5,.7,.8,.9,.95), filter=(.3,.5,.7,.8,.9))
 grids = dict(cpu=[('vgg_small','cifar10','halves'),('mobilenet_small','cifar10','halves')],
     gpu=[(n, d, s) for n in ('vgg16_bn','mobilenet_v2') for d,s in (('cifar10','halves'),('caltech101','halves'),('cifar10','imagenet'),('caltech101','imagenet'))])
 epochs = dict(cpu=(10,10), gpu=(30,30)) # of training on the source, and on the target
-n_source = dict(cpu=7680, gpu=None)     # images of the source
+n_source = dict(cpu=4160, gpu=None)     # images of the source
 
 def _cells(scale):
     for n,d,source in grids[scale]:

@@ -31,7 +31,7 @@ class Scale:
     lr: float    # largest learning rate of the one-cycle policy
     half: bool   # is it trained in bfloat16?
 
-scales = dict(cpu=Scale(768, 2000, dict(mnist=14, cifar10=16, caltech101=16), 64, 5e-3, False), gpu=Scale(None, None, {}, 128, 1e-3, True))
+scales = dict(cpu=Scale(416, 2000, dict(mnist=14, cifar10=16, caltech101=16), 32, 5e-3, False), gpu=Scale(None, None, {}, 128, 1e-3, True))
 
 def get_scale(
     name:str # 'cpu' or 'gpu'
@@ -83,7 +83,8 @@ def train(
     jitter = Jitter(max(1, data.shape[-1]//8), mirror=data.shape[0]==3)
     device = data.train[0].device
     learn = Learner(tensor_dls(data.train, data.valid, s.bs, device, jitter), model.to(device), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=NoValidation())
-    if s.half and device.type=='cuda': learn = learn.to_bf16().to_channelslast()
+    learn.to_channelslast(use_amp=False)
+    if s.half and device.type=='cuda': learn.to_bf16()
     set_seed(seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr or s.lr, cbs=list(cbs))
     learn.remove_cb(NoValidation)

@@ -1,5 +1,5 @@
 "A step costs next to nothing: the same zeros as by the slow way, found without copies of the weights, and without waiting for a GPU."
-import itertools, tracemalloc
+import itertools, subprocess, sys, tracemalloc
 
 import pytest, torch
 from fastai.basics import *
@@ -186,3 +186,19 @@ def test_a_layer_that_reads_a_buffer():
     cb = SparsifyCallback(.5, 'neuron')
     learn = fit(learner(Table), 2, cb)
     assert cb.sparsifier.sparsity()==cb.sparsifier.reached==.5
+
+def test_no_compiler_is_imported():
+    "What a first fit and a first `condense` need of PyTorch is there already: its compiler would take seconds to import."
+    code = """
+import sys, torch
+from torch import nn
+from fasterprune.all import *
+net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+if 'torch._dynamo' in sys.modules: sys.exit('imported already by fastai or torch')
+Sparsifier(net, 'filter', layers=nn.Conv2d, sample=torch.randn(2, 1, 8, 8)).sparsify(.5)
+Condenser(net, torch.randn(2, 1, 8, 8)).condense()
+assert 'torch._dynamo' not in sys.modules
+"""
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    if 'imported already' in r.stderr: pytest.skip('fastai or torch imports the compiler by itself')
+    assert r.returncode==0, r.stderr
