@@ -1081,6 +1081,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fasterprune/study_one_cycle.py'),
                                              'fasterprune.study_one_cycle.against': ( 'study_one_cycle.html#against',
                                                                                       'fasterprune/study_one_cycle.py'),
+                                             'fasterprune.study_one_cycle.ended_table': ( 'study_one_cycle.html#ended_table',
+                                                                                          'fasterprune/study_one_cycle.py'),
                                              'fasterprune.study_one_cycle.mean_ranks': ( 'study_one_cycle.html#mean_ranks',
                                                                                          'fasterprune/study_one_cycle.py'),
                                              'fasterprune.study_one_cycle.pairs_table': ( 'study_one_cycle.html#pairs_table',

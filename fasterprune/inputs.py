@@ -296,7 +296,7 @@ def sparsity(self:InputPruner
     "The share of features that no weight reads, counted in the weights; or of those that are masked."
     return 1-float(self._find_alive().float().mean())
 
-# %% ../nbs/06_inputs.ipynb #fee02c3e
+# %% ../nbs/06_inputs.ipynb #d3f88b20
 @patch
 def cut(self:InputPruner,
     cuts:dict,  # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
@@ -323,6 +323,7 @@ def remember(self:InputPruner):
     def _back(): vars(self).update(kept); self.features.elements = elements
     return _back
 
+# %% ../nbs/06_inputs.ipynb #fee02c3e
 @patch
 def _name_now(self:InputPruner, weight):
     "The name that a parameter has by now: those of a table change when columns go."

@@ -200,6 +200,7 @@ def condense(self:CondenseCallback,
         self.stopped = str(e)
         warnings.warn(f'the network is trained as wide as it is: {e}')
 
+# %% ../nbs/05e_shrinking.ipynb #44dde361
 @patch
 def _condense(self:CondenseCallback, model, inputs, gain, start):
     xs = first_items(tuple(x.detach() if isinstance(x, Tensor) else x for x in self.xb))
@@ -258,6 +259,7 @@ def _widen(widths):
                 t.grad,t.data = None,t.new_zeros(shape)
                 if isinstance(t, nn.Parameter): _forget_shape(t)
 
+# %% ../nbs/05e_shrinking.ipynb #91011ede
 @patch
 def after_fit(self:CondenseCallback):
     "If another callback is about to load an earlier and wider network, make this one as wide."

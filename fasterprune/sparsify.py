@@ -243,6 +243,7 @@ def update(self:Sparsifier, sparsity, fraction=1.):
     self._kill(few, many)
     self.counts = counts
 
+# %% ../nbs/04_sparsify.ipynb #009522d0
 @patch
 def _kill(self:Sparsifier, few, many):
     "Mask units: some more of a group, or exactly those that are chosen of it."
@@ -268,6 +269,7 @@ def _find_few(self:Sparsifier, groups, k):
     found = lowest_alive(partial(self.criterion, context=None), [p.view(-1) for p in weights], [g.alive for g in groups], k)
     if found and all(g.n-g.dead-len(at) >= min(self.min_units, g.n) for g,at in zip(groups, found)): return found
 
+# %% ../nbs/04_sparsify.ipynb #daefc842
 @patch
 def _choose(self:Sparsifier, groups, k):
     "The `k` lowest units of `groups`: dead ones first, those that have to stay last."
@@ -319,6 +321,7 @@ def _rounded(self:Sparsifier, groups, scores, k, dead):
     self.asked[key] = k
     return [lowest(s, n) for s,n in zip(scores, gone)]
 
+# %% ../nbs/04_sparsify.ipynb #92e7a532
 @patch
 def cut(self:Sparsifier,
     cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone

@@ -311,6 +311,7 @@ def coupled_units(
     for s in [s for g in groups for s in g.weights]: s.across = _across(s.param, graph, role, groups, numbers, params)
     return groups
 
+# %% ../nbs/03b_units.ipynb #140f5351
 def _across(param, graph, role, groups, numbers, params):
     "The units along the other dimension of a weight: of one that makes units those that it reads, and the other way round."
     dim,units = next(((d,u) for (p,d),u in graph.bound.items() if p==param and graph.role[p,d] not in (role,'')), (None,None))
@@ -344,6 +345,7 @@ class _Elsewhere:
             kept = (cuts.get(p, ((),{})) or ((),None))[1]
             if kept is not None: self.lines.append((p, d, at[kept[d].to(at.device)] if d in kept else at))
 
+# %% ../nbs/03b_units.ipynb #9b2d74e8
 def _coupled_group(kind, members, weights, tied, units, params, reasons):
     number = torch.full((int(max(u.max() for _,u in tied.values()))+1,), -1)
     number[units] = torch.arange(len(units))
