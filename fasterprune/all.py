@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../nbs/12_all.ipynb #22600271
-from . import schedules,criteria,memory,granularity,capture,narrow,layers,graph,units,contexts,sparsify,callback,regularize,sensitivity,verify,selector,outcome,plan,condense,saving,learner,shrinking,export,tickets,features,inputs,prune_inputs,shown,selection,report,data
+from . import schedules,criteria,memory,granularity,capture,narrow,layers,graph,units,contexts,sparsify,callback,regularize,sensitivity,verify,selector,outcome,plan,condense,saving,learner,shrinking,export,tickets,features,inputs,prune_inputs,shown,path,selection,report,data
 
 # %% ../nbs/12_all.ipynb #ed7952df
-_machinery = set('as_tuple sample_of layer_styles tell_layers first_items by_output dead_count start_count add_up most_dead effective outputs_first tensors_in copy_of Constant geometry_of replace_module dead_modules one_operation numbers_of new_sizes blueprint follow other_batches Op Call Tape watch NarrowNorm NarrowAttention narrow_norm narrow_attention become_narrow groups_of gone_from is_plain make_plain count_macs selection Trial wrong_guess Reference lowest best_of_neighbors axes in_axes weighted Slices Group Groups matching is_attention param_name owner_of whole_slices head_groups lone_outputs coupled_units local globally make_pools mean_score size_of_sum square_of_sum needs_of RunningMean input_axes unit_norms unit_sizes restored state_of mean_square Memory Plan make_plan apply_plan put_tensors slice_state check_state shrink has_numpy batch_for Joined gap replacing Entry compare styled picture write_page html_table n_inputs datasets data_file Widened become_wide spread_out table_columns add_mask get_input_criterion'.split())
+_machinery = set('as_tuple sample_of layer_styles tell_layers first_items by_output dead_count start_count add_up most_dead effective outputs_first tensors_in copy_of Constant geometry_of replace_module dead_modules one_operation numbers_of new_sizes blueprint follow other_batches Op Call Tape watch NarrowNorm NarrowAttention narrow_norm narrow_attention become_narrow groups_of gone_from is_plain make_plain count_macs selection Trial wrong_guess Reference lowest best_of_neighbors axes in_axes weighted Slices Group Groups matching is_attention param_name owner_of whole_slices head_groups lone_outputs coupled_units local globally make_pools mean_score size_of_sum square_of_sum needs_of RunningMean input_axes unit_norms unit_sizes restored state_of mean_square Memory Plan make_plan apply_plan put_tensors slice_state check_state shrink has_numpy batch_for Joined gap twin_of replacing Entry compare styled picture write_page html_table n_inputs datasets data_file Widened become_wide spread_out table_columns add_mask get_input_criterion'.split())
 
 # %% ../nbs/12_all.ipynb #318ad53e
-__all__ = [n for m in (schedules,criteria,memory,granularity,capture,narrow,layers,graph,units,contexts,sparsify,callback,regularize,sensitivity,verify,selector,outcome,plan,condense,saving,learner,shrinking,export,tickets,features,inputs,prune_inputs,shown,selection,report,data) for n in m.__all__ if n not in _machinery]
+__all__ = [n for m in (schedules,criteria,memory,granularity,capture,narrow,layers,graph,units,contexts,sparsify,callback,regularize,sensitivity,verify,selector,outcome,plan,condense,saving,learner,shrinking,export,tickets,features,inputs,prune_inputs,shown,path,selection,report,data) for n in m.__all__ if n not in _machinery]
 
 # %% ../nbs/12_all.ipynb #2c7cf396
 from .schedules import *
@@ -43,6 +43,7 @@ from .features import *
 from .inputs import *
 from .prune_inputs import *
 from .shown import *
+from .path import *
 from .selection import *
 from .report import *
 from .data import *

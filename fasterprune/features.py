@@ -70,9 +70,10 @@ class InputFeatures:
         else: units,number = self._of_items(kind, sizes)
         self.n = int(number.max())+1
         self.readers = {r.weight:r for r in graph.reads if torch.isin(r.cols, units).any()}
-        self._settle(model, units, number, kind, granularity)
         at = torch.full((graph.n_units,), -1)
         at[units] = number
+        apart = bool((at[units]==number).all()) # no unit is in two features
+        self._settle(model, units, apart, kind, granularity)
         self.cols = {w:at[r.cols] for w,r in self.readers.items()}
 
 # %% ../nbs/06_features.ipynb #3b1f60f5
@@ -110,11 +111,8 @@ def _of_table(self:InputFeatures, kind, columns):
 
 # %% ../nbs/06_features.ipynb #6915ddfa
 @patch
-def _settle(self:InputFeatures, model, units, number, kind, granularity):
+def _settle(self:InputFeatures, model, units, apart, kind, granularity):
     "Is a feature cut off by weights, or masked?"
-    at = torch.full((self.graph.n_units,), -1)
-    at[units] = number
-    apart = bool((at[units]==number).all()) # no unit is in two features
     conv = [r.layer for r in self.readers.values() if self.params[r.weight].ndim>2]
     grouped = [n for n in conv if getattr(model.get_submodule(n), 'groups', 1)>1]
     blocked = [why for pins,why in self.graph.pins if torch.isin(pins, units).any()]

@@ -10,7 +10,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
-from fasterprune.selection import FeaturePath, SelectFromNet, feature_path
+from fasterprune.path import FeaturePath, feature_path
+from fasterprune.selection import SelectFromNet
 from fasterprune.callback import SparsifyCallback
 from fasterprune.data import tensor_dls
 
