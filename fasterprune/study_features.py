@@ -25,7 +25,7 @@ from .study import *
 grids = dict(cpu=[('mlp','mnist'),('mlp','cifar10'),('vgg_small','cifar10'),('resnet8','caltech101')],
     gpu=[('mlp','mnist'),('mlp','cifar10'),('vgg16_bn','cifar10'),('resnet18','caltech101')])
 epochs,more = 10,5 # of training and pruning, and of retraining
-n_train = dict(mlp=5000, vgg_small=2000, resnet8=2000) # images, on a CPU; a perceptron sees them at full resolution
+n_train = dict(mlp=3000, vgg_small=1500, resnet8=1500) # images, on a CPU; a perceptron sees them at full resolution
 
 def _cells(scale):
     def _cell(network, data, way, units=0., inputs=0.): return dict(network=network, data=data, way=way, units=units, inputs=inputs)
