@@ -53,7 +53,7 @@ test: install-dev  ## every check: notebooks, export, style, README, docs site, 
 	$(say) 'docs: the site builds without a warning'
 	$(BIN)/python docs/build.py
 	$(say) 'tests: pytest'
-	$(BIN)/python -m pytest -q -n 2 --long --ignore tests/test_repo.py tests
+	$(BIN)/python -m pytest -q -n 2 --long --durations 20 --ignore tests/test_repo.py tests
 
 bench: install-dev  ## run the benchmarks, each in a few minutes
 	$(say) 'benchmarks: installing what they compare with'

@@ -64,7 +64,7 @@ def _run(s):
     data = _images(s)
     set_seed(s['seed'])
     cbs = _callbacks(s)
-    learn = train(make_network(s['network'], data.shape, data.n_classes), data, s.get('epochs', epochs), s['scale'], s['seed'], cbs)
+    learn = train(make_network(s['network'], data.shape, data.n_classes), data, s.get('epochs', epochs), s['scale'], s['seed'], cbs, moves=s['network']!='mlp')
     small = learn.condense()
     alive = _alive(next((cb for cb in cbs if isinstance(cb, InputPruneCallback)), None), small.condensed.inputs, data.shape)
     with learn.no_bar(): pruned = learn.validate()[1]
@@ -101,7 +101,7 @@ def gains(
 
 def plot_gains(df):
     "Accuracy after retraining against what is left of the inputs, for each network."
-    panels = list(df.groupby(['network','data'], sort=False))
+    panels = list(df.groupby(['network','data']))
     fig,axs = plt.subplots(1, len(panels), figsize=(3.2*len(panels),3), layout='constrained', squeeze=False)
     colors = dict(network='#fd8d3c', inputs='#74c476', both='#2171b5', induced='#6a51a3')
     for ax,((n,d),part) in zip(axs[0], panels):
@@ -120,18 +120,18 @@ def plot_gains(df):
 
 # %% ../nbs/09d_study_features.ipynb #f46e7596
 def plot_kept(df, n=3):
-    "Which pixels are left at the largest share of pruned inputs, for the first seeds, by way; brighter where more of their colors are."
+    "Which pixels are left at the largest share of pruned inputs, for the first seeds, by way; darker where more of their colors are."
     df = df[df.way.isin(['inputs','both','induced'])]
     top = df[df.inputs==df.groupby(['network','data','way']).inputs.transform('max')]
-    rows = list(top.groupby(['network','data','way'], sort=False))
-    fig,axs = plt.subplots(len(rows), n, figsize=(1.5*n+1.6, 1.5*len(rows)), layout='constrained', squeeze=False)
-    for line,((net,data,way),part) in zip(axs, rows):
+    groups = list(top.groupby(['network','data','way']))
+    fig,axs = plt.subplots(n, len(groups), figsize=(1.25*len(groups), 1.25*n+.6), layout='constrained', squeeze=False)
+    for line,((net,data,way),part) in zip(axs.T, groups):
         for ax,r in zip(line, part.sort_values('seed').itertuples()):
             alive = from_text(r.kept, r.n_inputs)
             side = int((r.n_inputs/3)**.5 if round((r.n_inputs/3)**.5)**2*3==r.n_inputs else r.n_inputs**.5)
             ax.imshow(alive.reshape(-1, side, side).mean(0), cmap='Blues', vmin=0, vmax=1)
         for ax in line: ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(f'{net}\n{data}\n{way}', fontsize=8, rotation=0, ha='right', va='center')
+        line[0].set_title(f'{net}\n{data}\n{way}', fontsize=8)
     return fig
 
 def _report(df):

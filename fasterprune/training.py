@@ -76,11 +76,12 @@ def train(
     scale:str,       # 'cpu' or 'gpu'
     seed:int,        # of the batches
     cbs=(),
-    lr:float=None    # largest learning rate; `None`: that of the scale
+    lr:float=None,   # largest learning rate; `None`: that of the scale
+    moves:bool=True  # are images moved, and mirrored if they have colors?
 ) -> Learner:
-    "Train with Adam and the one-cycle policy, and jittered images, which are mirrored if they have colors."
+    "Train with Adam and the one-cycle policy."
     s = get_scale(scale)
-    jitter = Jitter(max(1, data.shape[-1]//8), mirror=data.shape[0]==3)
+    jitter = Jitter(max(1, data.shape[-1]//8), mirror=data.shape[0]==3) if moves else None
     device = data.train[0].device
     learn = Learner(tensor_dls(data.train, data.valid, s.bs, device, jitter), model.to(device), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=NoValidation())
     learn.to_channelslast(use_amp=False)
