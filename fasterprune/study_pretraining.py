@@ -139,13 +139,15 @@ def sparsity_at_loss(
 def losses(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings
-    "For each network, source, granularity and start: accuracy without pruning, the sparsity at which a point is lost, and accuracy at the highest sparsity."
+    "For each network, source, granularity and start: accuracy without pruning, at which sparsity a point is lost and the lead over the dense network from scratch is gone, and accuracy at the highest sparsity."
     rows = []
     for (n,d,source),part in df.groupby(['network','data','source'], sort=False):
         for g in sparsities:
             curves = {start:curve(part[part.start==start], g) for start in ('scratch','fine-tuned')}
             if min(map(len, curves.values()))<2: continue
-            rows += [{'network':n, 'data':d, 'source':source, 'granularity':g, 'start':start, 'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}',
+            ahead = curves['fine-tuned'].iloc[0]-curves['scratch'].iloc[0]
+            def _lead(start, c): return '' if start=='scratch' else f'{sparsity_at_loss(c, ahead):.2f}' if ahead>0 else '0'
+            rows += [{'network':n, 'data':d, 'source':source, 'granularity':g, 'start':start, 'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}', 'lead lost at':_lead(start, c),
                 'most pruned':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'} for start,c in curves.items()]
     return pd.DataFrame(rows)
 
