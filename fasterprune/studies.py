@@ -17,6 +17,7 @@ from fastcore.script import call_parse
 
 from .data import *
 from .networks import *
+from .saving import *
 from .report import *
 from .training import *
 from .study import *

@@ -11,7 +11,7 @@ cfg = readme['settings']()
 lib = cfg['lib_name']
 notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root/'nbs').parts))
 parts = ('schedules criteria memory granularity capture narrow layers graph units contexts sparsify callback regularize sensitivity verify selector outcome '
-    'plan condense saving learner shrinking export tickets features inputs prune_inputs shown selection report data').split()
+    'plan condense saving learner shrinking export tickets features inputs prune_inputs shown path selection report data').split()
 
 def run(*cmd, cwd, **env):
     "Run `cmd` in `cwd`, which must succeed; its output is shown if it does not."

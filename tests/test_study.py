@@ -1,5 +1,5 @@
 "Studies: killed, torn, shared, and told what is wrong with them."
-import os, random, signal, subprocess, sys, sysconfig, time
+import csv, os, random, shutil, signal, subprocess, sys, sysconfig, time
 from pathlib import Path
 import pytest, torch
 
@@ -155,6 +155,17 @@ def test_runs_can_be_told_apart(name):
         keys = [tuple(c.values()) for c in s.settings(scale, 2)]
         assert len(set(keys))==len(keys) and len({tuple(c) for c in s.settings(scale, 2)})==1
         assert {c['network'] for c in s.cells(scale)} <= set(networks)
+
+@pytest.mark.parametrize('name', list(studies))
+def test_results_are_complete_and_the_command_reports_them(name, tmp_path):
+    "What is committed has each run of three seeds once, and nothing else at this scale."
+    s,results = studies[name],Path(__file__).parents[1]/'results'
+    wanted,found = s.results(results),[k for k in csv.DictReader(open(results/f'{name}.csv')) if k['scale']=='cpu']
+    assert sorted(map(wanted.key, found))==sorted(map(wanted.key, s.settings('cpu', 3)))
+    shutil.copy(results/f'{name}.csv', tmp_path)
+    code,out = _command(name, '--report', '--out', str(tmp_path))
+    assert code==0 and f'Report: {tmp_path/name}.html' in out
+    assert f'{len(found)} of {len(found)} runs, 3 seeds' in (tmp_path/f'{name}.html').read_text()
 
 @pytest.mark.parametrize('name', list(studies))
 @pytest.mark.parametrize('n', [1,5,7,12,25,60,None])
