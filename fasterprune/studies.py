@@ -10,7 +10,8 @@ import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # by an import of fastai's
 
 # %% ../nbs/09f_studies.ipynb #994ca787
-import os, sys, tempfile, matplotlib
+import os, sys, tempfile, matplotlib, torch
+from contextlib import contextmanager
 from dataclasses import replace
 from fastai.basics import *
 from fastcore.script import call_parse
@@ -50,15 +51,27 @@ def restrict(
         cells = [c for c in cells if str(c[setting]) in values.split(',')]
     return replace(study, cells=lambda scale: cells)
 
+@contextmanager
+def _few_images(scale):
+    "Let a scale have three batches, which without a GPU are small."
+    whole = scales[scale]
+    bs = whole.bs if torch.cuda.is_available() and scale=='gpu' else 8
+    study_data.cache_clear()
+    scales[scale] = replace(whole, n_train=3*bs, n_valid=4*bs, bs=bs)
+    try: yield
+    finally:
+        scales[scale] = whole
+        study_data.cache_clear()
+
 def smoke(
     study:Study,
     scale:str,
     out           # folder of the results
 ) -> Results:
-    "Do one run of each kind, in two epochs."
+    "Do one run of each kind, in two epochs of three batches."
     firsts = {tuple(c.get(k) for k in ('network','data','source','granularity','way','start')):c for c in reversed(study.cells(scale))}
     cells = [{**c, 'epochs':2} for c in firsts.values()]
-    return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1)
+    with _few_images(scale): return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1)
 
 # %% ../nbs/09f_studies.ipynb #ac509668
 def _setting(text):

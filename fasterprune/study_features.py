@@ -102,9 +102,10 @@ def gains(
 def plot_gains(df):
     "Accuracy after retraining against what is left of the inputs, for each network."
     panels = list(df.groupby(['network','data']))
-    fig,axs = plt.subplots(1, len(panels), figsize=(3.2*len(panels),3), layout='constrained', squeeze=False)
+    n_rows = -(-len(panels)//2)
+    fig,axs = plt.subplots(n_rows, 2, figsize=(8,2.7*n_rows), layout='constrained', squeeze=False)
     colors = dict(network='#fd8d3c', inputs='#74c476', both='#2171b5', induced='#6a51a3')
-    for ax,((n,d),part) in zip(axs[0], panels):
+    for ax,((n,d),part) in zip(axs.flat, panels):
         ax.axhline(100*part[part.way=='dense'].retrained.mean(), ls=':', c='k', lw=1, label='dense')
         ax.axhline(100*part[part.way=='network'].retrained.mean(), ls='--', c=colors['network'], lw=1, label='network')
         for w in ('inputs','both','induced'):
@@ -113,9 +114,10 @@ def plot_gains(df):
         ax.set(title=f'{n}, {d}', xlabel='inputs left (%)')
         ax.invert_xaxis()
         ax.spines[['top','right']].set_visible(False)
-    axs[0,0].set_ylabel('accuracy (%)')
-    handles = {l:h for ax in axs[0] for h,l in zip(*ax.get_legend_handles_labels())}
-    axs[0,-1].legend(handles.values(), handles, frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
+    for ax in axs[:,0]: ax.set_ylabel('accuracy (%)')
+    for ax in axs.flat[len(panels):]: ax.axis('off')
+    handles = {l:h for ax in axs.flat for h,l in zip(*ax.get_legend_handles_labels())}
+    axs[0,1].legend(handles.values(), handles, frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
     return fig
 
 # %% ../nbs/09d_study_features.ipynb #f46e7596

@@ -144,8 +144,9 @@ def plot_ranks(df, ax=None):
 def plot_budgets(df):
     "Accuracy against the budget, for each network and granularity, averaged over what is left."
     panels = list(df[df.schedule.isin(compared)].groupby(['network','granularity']))
-    fig,axs = plt.subplots(1, len(panels), figsize=(3*len(panels),3), layout='constrained', squeeze=False)
-    for ax,((n,g),part) in zip(axs[0], panels):
+    n_rows = -(-len(panels)//2)
+    fig,axs = plt.subplots(n_rows, 2, figsize=(8,2.7*n_rows), layout='constrained', squeeze=False)
+    for ax,((n,g),part) in zip(axs.flat, panels):
         for i,s in enumerate(compared):
             mean,one = part[part.schedule==s].groupby('epochs').accuracy.mean(),s.startswith('one_cycle')
             ax.plot(mean.index, 100*mean, marker='o', ms=3, c='#2171b5' if one else plt.cm.Greys(.35+.1*i), ls='--' if s.endswith('6') else '-', lw=2 if one else 1, label=s)
@@ -153,8 +154,9 @@ def plot_budgets(df):
         ax.plot(dense.index, 100*dense, ':', c='k', lw=1, label='dense')
         ax.set(title=f'{n}, {g}s', xlabel='epochs', xticks=[5,10,25])
         ax.spines[['top','right']].set_visible(False)
-    axs[0,0].set_ylabel('accuracy (%)')
-    axs[0,-1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
+    for ax in axs[:,0]: ax.set_ylabel('accuracy (%)')
+    for ax in axs.flat[len(panels):]: ax.axis('off')
+    axs[0,1].legend(*axs[0,0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
     return fig
 
 def plot_constants(df):
