@@ -1011,6 +1011,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fasterprune.studies._setting': ('studies.html#_setting', 'fasterprune/studies.py'),
                                      'fasterprune.studies._shard': ('studies.html#_shard', 'fasterprune/studies.py'),
                                      'fasterprune.studies._smoke': ('studies.html#_smoke', 'fasterprune/studies.py'),
+                                     'fasterprune.studies._with_data': ('studies.html#_with_data', 'fasterprune/studies.py'),
                                      'fasterprune.studies.get_study': ('studies.html#get_study', 'fasterprune/studies.py'),
                                      'fasterprune.studies.report_study': ('studies.html#report_study', 'fasterprune/studies.py'),
                                      'fasterprune.studies.restrict': ('studies.html#restrict', 'fasterprune/studies.py'),

@@ -36,13 +36,19 @@ def get_study(
     if name not in studies: raise ValueError(f'study {name!r} is not known: take one of {", ".join(studies)}')
     return studies[name]
 
+def _with_data(cells, names):
+    "Beside `cells` those of other data sets: for each network what is done with its first one."
+    first = {c['network']:c['data'] for c in reversed(cells)}
+    others = [n for n in names if n in datasets and n not in {c['data'] for c in cells}]
+    return cells + [{**c, 'data':n} for n in others for c in cells if c['data']==first[c['network']]]
+
 def restrict(
     study:Study,
     scale:str,
     **wanted # for a setting, the values to take, separated by commas; empty: all
 ) -> Study:
-    "The same study with part of its runs; a `ValueError` if there are no such runs."
-    cells = study.cells(scale)
+    "The same study with part of its runs, or with another data set; a `ValueError` if there are no such runs."
+    cells = _with_data(study.cells(scale), wanted.get('data', '').split(','))
     for setting,values in wanted.items():
         if not values: continue
         if setting not in cells[0]: raise ValueError(f'{study.name} has no setting {setting!r}: take one of {", ".join(cells[0])}')
@@ -91,11 +97,13 @@ def report_study(
     scale:str
 ) -> Path: # of the page
     "Write a page about the finished runs; a `ValueError` if there are none."
-    df = study.results(out).to_frame()
+    results = study.results(out)
+    df = results.to_frame()
     df = df[df.scale==scale]
     if not len(df): raise ValueError(f'there are no runs of {study.name} at scale {scale} in {out}: run it first')
-    done,total = len(df),len(study.settings(scale, df.seed.max()+1))
-    lead = f'{done} of {total} runs, {df.seed.max()+1} seeds, at the scale of a {scale.upper()}; {df.seconds.sum()/3600:.1f} hours of computing.'
+    done = {results.key(r) for r in results.rows()}
+    missing = sum(results.key(s) not in done for s in study.settings(scale, df.seed.max()+1))
+    lead = f'{len(df)} of {len(df)+missing} runs, {df.seed.max()+1} seeds, at the scale of a {scale.upper()}; {df.seconds.sum()/3600:.1f} hours of computing.'
     foot = ', '.join(f'{c} {"; ".join(sorted(set(map(str, df[c]))))}' for c in ('fasterprune','torch','fastai','python','machine'))
     return write_page(Path(out)/f'{study.name}.html', f'fasterprune: {study.doc}', lead, study.report(df), foot)
 
@@ -110,7 +118,7 @@ def _smoke(s, scale):
 @call_parse
 def study(
     name:str,               # of the study: one_cycle, induced_features or pretraining
-    data:str='',            # only with these data sets, separated by commas
+    data:str='',            # only with these data sets, separated by commas; also others than the study has by itself
     network:str='',         # only with these networks, separated by commas
     only:str='',            # only with these values of any other setting, such as sparsity=0.8,0.9
     scale:str='cpu',        # how large: cpu or gpu

@@ -58,7 +58,7 @@ def from_text(
 # %% ../nbs/09d_study_features.ipynb #5e4ba775
 def _images(s):
     if s['scale']!='cpu' or 'epochs' in s: return study_data(s['data'], s['scale'])
-    return study_data(s['data'], 'cpu', n_train=n_train[s['network']], side=dict(mnist=28, cifar10=32)[s['data']] if s['network']=='mlp' else None)
+    return study_data(s['data'], 'cpu', n_train=n_train[s['network']], side=whole_data(s['data']).shape[-1] if s['network']=='mlp' else None)
 
 def _run(s):
     data = _images(s)

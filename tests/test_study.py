@@ -196,11 +196,18 @@ def test_missing_weights_are_said_first(monkeypatch):
 def test_smoke(name, scale, data_path):
     "One short run of each kind goes through; at the scale of a GPU, without one, those of CIFAR-10."
     for f in ('mnist.npz','cifar10_jpeg.npz','caltech101_64px_jpeg.npz'): data_path(f)
-    few = dict(data='cifar10') if scale=='gpu' and not torch.cuda.is_available() else {}
-    if name=='pretraining' and scale=='gpu': few['source'] = 'halves' # a test downloads no weights
-    code,out = _command(name, '--smoke', '--scale', scale, *[a for k,v in few.items() for a in ((f'--{k}', v) if k=='data' else ('--only', f'{k}={v}'))])
+    args = ['--data','cifar10']*(scale=='gpu' and not torch.cuda.is_available()) + ['--only','source=halves']*(name=='pretraining' and scale=='gpu') # a test downloads no weights
+    code,out = _command(name, '--smoke', '--scale', scale, *args)
     assert code==0, out
-    assert all(n in out for n in {c['network'] for c in restrict(studies[name], scale, **few).cells(scale)})
+    cells = [c for c in studies[name].cells(scale) if '--data' not in args or c['data']=='cifar10']
+    assert all(n in out for n in {c['network'] for c in cells})
+
+@pytest.mark.parametrize('name', list(studies))
+def test_other_data(name):
+    "What a study does with its own data it does with others, each network once."
+    code,out = _command(name, '--smoke', '--data', 'digits')
+    assert code==0 and 'digits' not in {c['data'] for c in studies[name].cells('cpu')}
+    assert all(n in out for n in {c['network'] for c in studies[name].cells('cpu')})
 
 @pytest.mark.parametrize('seed', [0,1])
 def test_the_same_seed_gives_the_same_run(seed, data_path):
