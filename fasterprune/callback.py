@@ -59,11 +59,17 @@ class MaskCallback(Callback):
 
     def check(self): "Raise an error if the model does not allow what is wanted."
 
+    def span(self,
+        n_epoch:int # epochs of the training
+    ) -> tuple: # two fractions of the training
+        "Where the schedule begins and ends."
+        return _position(self.start_epoch, n_epoch),_position(self.end_epoch, n_epoch)
+
     def fraction(self,
         pos:float # position in the training, in [0,1]
     ) -> float: # fraction of the target
         "How far the zeros are to have come at `pos`."
-        start,end = (_position(at, self.n_epoch) for at in (self.start_epoch,self.end_epoch))
+        start,end = self.span(self.n_epoch)
         return 0. if pos<start else self.schedule(1. if pos>=end else (pos-start)/(end-start))
 
     def before_epoch(self): self.trained = False
@@ -95,7 +101,7 @@ def before_fit(self:MaskCallback):
 def check_schedule(self:MaskCallback):
     "A `ValueError` if the schedule does not fit into the training, or gives no fractions."
     for pos in np.linspace(0, 1, 11): self.schedule(float(pos))
-    start,end = (_position(at, self.n_epoch) for at in (self.start_epoch,self.end_epoch))
+    start,end = self.span(self.n_epoch)
     if not 0 <= start < end <= 1: raise ValueError(f'the schedule goes from {self.start_epoch!r} to {self.end_epoch!r}, which is {start:g} to {end:g} of {self.n_epoch} '
         'epochs: it has to begin before it ends, within the training; whole numbers are epochs, floats are fractions of the training')
 
@@ -153,7 +159,7 @@ def after_validate(self:MaskCallback):
 def _wanted(self:MaskCallback, target, start):
     "Positions in the training, and the sparsity that the schedule wants there."
     xs = np.linspace(0, 1, 301)
-    begin,end = [_position(o, self.epochs) for o in (self.start_epoch,self.end_epoch)]
+    begin,end = self.span(self.epochs)
     f = np.array([0. if x<begin else self.schedule(min(1., (x-begin)/(end-begin))) for x in xs])
     return xs,max(target, start)*f + start*(1-f)
 

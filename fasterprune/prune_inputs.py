@@ -33,13 +33,15 @@ class InputPruneCallback(MaskCallback):
         every:int=1,        # update the masks each `every` batches
         start_epoch=0,      # when the schedule begins: an epoch, or as a float a fraction of the training
         end_epoch=1.,       # when the target is reached, likewise
-        induced:bool=False  # are features that feed only what is dead cut off, too, at the beginning and after each epoch?
+        induced:bool=False, # are features that feed only what is dead cut off, too, at the beginning and after each epoch?
+        warmup:float=.1     # fraction of the way to `end_epoch` in which no score kills an input, as little has been learned of any
     ):
+        if not 0 <= warmup < 1: raise ValueError(f'warmup={warmup!r}: it is a fraction of the way to end_epoch, in [0,1)')
         if isinstance(sparsity, dict): raise ValueError(f'sparsity {sparsity} for the inputs: it is a single fraction in [0,1)')
         super().__init__(sparsity, schedule, every, start_epoch, end_epoch)
         get_input_criterion(criterion)
         InputFeatures.parse(granularity)
-        self.criterion,self.granularity,self.names,self.induced = criterion,granularity,None if names is None else list(names),induced
+        self.criterion,self.granularity,self.names,self.induced,self.warmup = criterion,granularity,None if names is None else list(names),induced,warmup
 
     def check(self):
         "A `ValueError` if another callback prunes the inputs, too."
@@ -57,6 +59,12 @@ class InputPruneCallback(MaskCallback):
         if self.induced: pruner.trace(*first_items(self.xb))
         self.died_at[~pruner.alive.cpu()],pruner.start = 0.,pruner.dead
         return pruner
+
+    def fraction(self,
+        pos:float # position in the training, in [0,1]
+    ) -> float: # fraction of the target
+        "How far the inputs are to be pruned at `pos`: what the schedule says, once the network knows them."
+        return 0. if pos < self.warmup*self.span(self.n_epoch)[1] else super().fraction(pos)
 
     def cut(self, cuts, inputs): self.sparsifier.cut(cuts, inputs)
     def after_cancel_batch(self): self._unwatch()

@@ -38,7 +38,7 @@ def _cells(scale):
             for s in shares: yield _cell(n, d, 'induced', s, s)
 
 def _callbacks(s):
-    inputs = [InputPruneCallback(s['inputs'], granularity='auto' if s['network']=='mlp' else 'pixel')] if s['way'] in ('inputs','both') else []
+    inputs = [InputPruneCallback(s['inputs'], granularity='auto' if s['network']=='mlp' else 'pixel', warmup=0.)] if s['way'] in ('inputs','both') else []
     if s['way']=='induced': return [SparsifyCallback(s['units'], 'feature', 'local')]
     return [SparsifyCallback(s['units'], 'neuron' if s['network']=='mlp' else 'filter', 'local')]*(s['units']>0) + inputs
 

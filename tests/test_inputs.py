@@ -71,6 +71,15 @@ def test_last_step_reaches_target(schedule):
         learn = fit(learner(nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16*n, 20)), 1, cb)
         assert unread(learn.model[0], 0)==12 and len(cb.history)==n
 
+@pytest.mark.parametrize('kwargs,first', [(dict(), .1), (dict(warmup=.3), .3), (dict(warmup=0.), 0.), (dict(end_epoch=.5), .05), (dict(end_epoch=2, warmup=.6), .3), (dict(start_epoch=.5), .5)])
+def test_no_input_dies_before_the_network_knows_it(kwargs, first):
+    "After that all is as the schedule says."
+    cb,other = InputPruneCallback(.9, 'linear', **kwargs),InputPruneCallback(.9, 'linear', **{**kwargs, 'warmup':0.})
+    for c in (cb, other): fit(learner(nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16*10, 40)), 4, c)
+    assert len(cb.history)==40
+    for (pos,reached),(_,wanted) in zip(cb.history, other.history): assert reached==(0 if pos < first-1e-9 else wanted)
+    assert torch.nan_to_num(cb.died_at, 1.).min() >= first-1e-9 and len(cb.kept)==4
+
 @pytest.mark.parametrize('value', [0., .1, -7.3, 1e4])
 @pytest.mark.parametrize('kind', kinds)
 def test_constant_inputs_go_first(kind, value):
