@@ -19,6 +19,7 @@ from .units import *
 from .contexts import *
 from .sparsify import *
 from .fast import *
+from .moments import *
 
 # %% ../nbs/04a_callback.ipynb #3f958b78
 def sample_of(
@@ -81,7 +82,10 @@ class MaskCallback(Callback):
         self.check()
 
     def after_backward(self): self.sparsifier.apply_grad()
-    def after_step(self): self.sparsifier.apply()
+    def after_step(self):
+        self.sparsifier.apply()
+        self.settled.step(self.opt)
+
     def cut(self, cuts, inputs): self.sparsifier.cut(cuts)
 
 # %% ../nbs/04a_callback.ipynb #64baddd7
@@ -114,7 +118,7 @@ def before_batch(self:MaskCallback):
     if not self.begins: return
     sparsifier = self.begin()
     if self.epoch: sparsifier.resume(self.sparsity, self.fraction(self.epoch/self.n_epoch))
-    self.sparsifier,self.history,self.begins = sparsifier,[],False
+    self.sparsifier,self.settled,self.history,self.begins = sparsifier,Settled(),[],False
     self.start,self.epochs = sparsifier.reached,self.n_epoch # for the plots
 
 # %% ../nbs/04a_callback.ipynb #29cbbe25
@@ -306,7 +310,7 @@ class KeepZeros(Callback):
         try: self.masks = find_zeros(self.model, first_items(self.xb))
         except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
-        self.zeros = Zeros(self.masks)
+        self.zeros,self.settled = Zeros(self.masks),Settled()
 
     def cut(self, cuts, inputs):
         "Follow a network that shrinks."
@@ -317,8 +321,10 @@ class KeepZeros(Callback):
         self.zeros = Zeros(self.masks)
 
     def after_backward(self): self.zeros.apply({n:p.grad for n,p in self.params.items()})
-    def after_step(self): self.zeros.apply(self.params)
+    def after_step(self):
+        self.zeros.apply(self.params)
+        self.settled.step(self.opt)
 
     def after_fit(self):
-        if self.masks is not None: self.after_step() # a step may have been cut short, or the weights replaced
+        if self.masks is not None: self.zeros.apply(self.params) # a step may have been cut short, or the weights replaced
         self.masks,self.params,self.zeros = None,{},Zeros({})

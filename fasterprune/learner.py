@@ -15,6 +15,7 @@ from fasttransform import Pipeline
 from torch import Tensor
 
 from .capture import *
+from .moments import *
 from .callback import *
 from .selector import *
 from .tables import *
@@ -62,18 +63,6 @@ def select_dls(
     return new
 
 # %% ../nbs/05b_learner.ipynb #3cedae15
-def _optimizers(opt):
-    "`opt`, and those that it wraps."
-    yield opt
-    for o in vars(opt).values():
-        if isinstance(o, (Optimizer,OptimWrapper,torch.optim.Optimizer)): yield from _optimizers(o)
-
-def _entries(opt):
-    "Parameter, container and key of each thing that an optimizer keeps for a parameter."
-    for o in _optimizers(opt):
-        for p,state in vars(o).get('state', {}).items(): yield from ((p,state,k) for k in state)
-        for ps,slow in zip(getattr(o, 'param_lists', []), vars(o).get('slow_weights') or []): yield from ((p,slow,i) for i,p in enumerate(ps))
-
 def _is_scalar(o): return o is None or isinstance(o, (bool,int,float,str)) or isinstance(o, Tensor) and o.numel()==1
 
 def slice_state(
@@ -87,7 +76,7 @@ def slice_state(
 
 def check_state(opt, slices):
     "What `slice_state` has to cut: a list of slices, containers and keys; a `ValueError` if that is not possible."
-    entries = [(slices[p],state,k) for p,state,k in _entries(opt) if p in slices]
+    entries = [(slices[p],state,k) for p,state,k in state_entries(opt) if p in slices]
     if not any(cut for _,_,cut in slices.values()): return []
     for (name,shape,_),state,k in entries:
         o = state[k]
@@ -122,7 +111,7 @@ def slice_optimizer(self:Condensed,
     new = [n for n,p in self.model.named_parameters() if n not in self.dense and p not in known]
     if new: raise ValueError(f'{new[0]!r} has taken the place of a dead branch, and the optimizer does not have it: add it, or let the optimizer be made anew')
     slice_state(opt, _slices(self))
-    for o in _optimizers(opt): _keep(o, {p for p in known if p.numel()}, set()) # columns of a table that are gone
+    for o in optimizers_in(opt): _keep(o, {p for p in known if p.numel()}, set()) # columns of a table that are gone
 
 # %% ../nbs/05b_learner.ipynb #dc092ef0
 def _places(old, new, table=None):
@@ -139,7 +128,7 @@ def _copy_opt(opt, old, new, table=None):
     "A copy of the optimizer `opt` of the network `old` for its copy `new`."
     places,made = _places(old, new, table)
     twin = _twin(opt, {id(p):q for q,p in places.items()})
-    for o in _optimizers(twin): _keep(o, set(places), set(made))
+    for o in optimizers_in(twin): _keep(o, set(places), set(made))
     return twin
 
 def _keep(opt, own, made):

@@ -27,7 +27,7 @@ from .condense import *
 from .sparsify import *
 from .callback import *
 from .learner import *
-from .learner import _delivers, _keep, _optimizers
+from .learner import _delivers, _keep
 from .callback import _averages
 
 # %% ../nbs/05e_shrinking.ipynb #f0f3314b
@@ -115,7 +115,7 @@ def shrink(
     for copy,graph in graphs: apply_plan(copy, graph, condenser.trial.plan)
     left = set(model.parameters())
     gone = {p for p in params.values() if p not in left}
-    for o in _optimizers(opt) if gone else []: _keep(o, known-gone, set())
+    for o in optimizers_in(opt) if gone else []: _keep(o, known-gone, set())
     cuts.update(dict.fromkeys(gone))
     return cuts
 
@@ -236,7 +236,7 @@ def _masks(cbs): return [cb.sparsifier.remember() for cb in cbs if isinstance(cb
 
 def _lists(opt):
     "The parameters of each group, in an optimizer and those that it wraps; a function that puts them back."
-    found = [(o, vars(o).get('param_lists'), [g['params'] for g in vars(o).get('param_groups', [])]) for o in _optimizers(opt)]
+    found = [(o, vars(o).get('param_lists'), [g['params'] for g in vars(o).get('param_groups', [])]) for o in optimizers_in(opt)]
     def _back():
         for o,lists,groups in found:
             if lists is not None: o.param_lists = lists
@@ -276,7 +276,7 @@ def after_fit(self:CondenseCallback):
             self.learn.condensed = self.result
             for back in (*masks, lists): back()
         made = {p for p in self.model.parameters() if p.shape!=narrow.get(p)}
-        for o in _optimizers(self.opt): _keep(o, {p for g in self.opt.param_groups for p in g['params']}, made)
+        for o in optimizers_in(self.opt): _keep(o, {p for g in self.opt.param_groups for p in g['params']}, made)
     self.past = [] # none of it is needed any more
 
 # %% ../nbs/05e_shrinking.ipynb #5929ce51

@@ -6,6 +6,7 @@ from fastai.basics import *
 from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune import fast, granularity, sparsify
 from fasterprune.all import *
+from fasterprune.moments import Settled
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
 
@@ -193,6 +194,7 @@ def test_no_compiler_is_imported():
 import sys, torch
 from torch import nn
 from fasterprune.all import *
+from fasterprune.moments import Settled
 net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
 if 'torch._dynamo' in sys.modules: sys.exit('imported already by fastai or torch')
 Sparsifier(net, 'filter', layers=nn.Conv2d, sample=torch.randn(2, 1, 8, 8)).sparsify(.5)
@@ -202,3 +204,28 @@ assert 'torch._dynamo' not in sys.modules
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     if 'imported already' in r.stderr: pytest.skip('fastai or torch imports the compiler by itself')
     assert r.returncode==0, r.stderr
+
+def _denormals(learn):
+    "How many of the optimizer's numbers, of all parameters, are denormal."
+    opt = learn.opt
+    while hasattr(opt, 'opt'): opt = opt.opt
+    tensors = [t for s in opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    assert tensors
+    return sum(int(((t!=0) & (t.abs()<torch.finfo(t.dtype).tiny)).sum()) for t in tensors)
+
+masking = dict(weight=lambda: SparsifyCallback(.9), neuron=lambda: SparsifyCallback(.5, 'neuron'), inputs=lambda: InputPruneCallback(.5), kept=KeepZeros)
+
+@pytest.mark.parametrize('kind', masking)
+def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
+    "With decays that come to them in a hundred steps: what is alive learns as if nothing had been done, and without it there are thousands."
+    found = []
+    for every in (32, 10**9):
+        monkeypatch.setattr('fasterprune.callback.Settled', lambda: Settled(every))
+        learn = learner(mlp, 128, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.6,.6)))
+        x,y = learn.dls.train.one_batch()
+        if kind=='kept': Sparsifier(learn.model).sparsify(.9)
+        with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=masking[kind]())
+        found.append((_denormals(learn), learn.model.state_dict(), float((learn.model[1].weight==0).float().mean())))
+    (few,a,_),(many,b,zero) = found
+    assert zero>.2 and many>500 and few < many/50
+    assert all(torch.equal(v, b[k]) for k,v in a.items())
