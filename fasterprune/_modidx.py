@@ -370,6 +370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fasterprune.granularity.Granularity.unsuited': ( 'granularity.html#granularity.unsuited',
                                                                                            'fasterprune/granularity.py'),
                                          'fasterprune.granularity._by_rank': ('granularity.html#_by_rank', 'fasterprune/granularity.py'),
+                                         'fasterprune.granularity._kth': ('granularity.html#_kth', 'fasterprune/granularity.py'),
                                          'fasterprune.granularity._lowest_on_cpu': ( 'granularity.html#_lowest_on_cpu',
                                                                                      'fasterprune/granularity.py'),
                                          'fasterprune.granularity.axes': ('granularity.html#axes', 'fasterprune/granularity.py'),

@@ -159,8 +159,21 @@ def lowest(
     chosen |= ties & (ties.cumsum(0, dtype=torch.int32) <= k-chosen.sum()) # all on the device: nothing is waited for
     return chosen.view(scores.shape)
 
+def _kth(x, k, m=1<<14):
+    "The `k`-th lowest, counted from 0: of many values only those are sorted out that lie between two of a sample, around where it has to be."
+    if len(x) > 16*m:
+        sample = np.sort(x[::len(x)//m])
+        rank,reach = k*len(sample)/len(x),2*len(sample)**.5
+        low = sample[int(rank-reach)] if rank>reach else -np.inf
+        high = sample[int(rank+reach)] if rank+reach < len(sample) else np.inf
+        between,below = x[(x>=low) & (x<=high)],np.count_nonzero(x<low)
+        if below <= k < below+len(between): x,k = between,k-below
+    return np.partition(x, k)[k]
+
 def _lowest_on_cpu(flat, k):
-    threshold = np.partition(flat, k-1)[k-1]
+    below = np.count_nonzero(flat==-np.inf) # what is dead, and equal values are what a partition is slow with
+    finite = flat[np.isfinite(flat)] if k>below else ()
+    threshold = -np.inf if k<=below else _kth(finite, k-below-1) if k<=below+len(finite) else np.inf
     chosen = flat < threshold
     chosen[np.flatnonzero(flat==threshold)[:k-np.count_nonzero(chosen)]] = True
     return chosen

@@ -71,7 +71,8 @@ def test_last_step_reaches_target(schedule):
         learn = fit(learner(nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16*n, 20)), 1, cb)
         assert unread(learn.model[0], 0)==12 and len(cb.history)==n
 
-@pytest.mark.parametrize('kwargs,first', [(dict(), .1), (dict(warmup=.3), .3), (dict(warmup=0.), 0.), (dict(end_epoch=.5), .05), (dict(end_epoch=2, warmup=.6), .3), (dict(start_epoch=.5), .5)])
+@pytest.mark.parametrize('kwargs,first', [(dict(), .1), (dict(warmup=.3), .3), (dict(warmup=0.), 0.), (dict(end_epoch=.5), .05),
+    (dict(end_epoch=2, warmup=.6), .3), (dict(start_epoch=.5), .5)])
 def test_no_input_dies_before_the_network_knows_it(kwargs, first):
     "After that all is as the schedule says."
     cb,other = InputPruneCallback(.9, 'linear', **kwargs),InputPruneCallback(.9, 'linear', **{**kwargs, 'warmup':0.})
@@ -347,6 +348,8 @@ def test_errors_leave_everything_as_it_was():
         with pytest.raises(ValueError, match=message): fit(learn, 1, InputPruneCallback(.5, **kwargs))
         assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
         assert not any(isinstance(f, InputMask) for f in learn.dls.train.after_batch.fs)
+    for bad in (1, -.1, float('nan')):
+        with pytest.raises(ValueError, match='a fraction of the way to end_epoch'): InputPruneCallback(.5, warmup=bad)
     learn = learner(conv(), torch.ones(64, 3, 8, 8))
     with pytest.raises(ValueError, match='all inputs are the same'): fit(learn, 1, InputPruneCallback(.5))
     learn = learner(conv(), x)

@@ -222,7 +222,6 @@ def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
     for every in (32, 10**9):
         monkeypatch.setattr('fasterprune.callback.Settled', lambda: Settled(every))
         learn = learner(mlp, 128, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.6,.6)))
-        x,y = learn.dls.train.one_batch()
         if kind=='kept': Sparsifier(learn.model).sparsify(.9)
         with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=masking[kind]())
         found.append((_denormals(learn), learn.model.state_dict(), float((learn.model[1].weight==0).float().mean())))
