@@ -323,6 +323,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fasterprune.export._write': ('export.html#_write', 'fasterprune/export.py')},
             'fasterprune.fast': { 'fasterprune.fast.Zeros': ('fast.html#zeros', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Zeros.__init__': ('fast.html#zeros.__init__', 'fasterprune/fast.py'),
+                                  'fasterprune.fast.Zeros._whole': ('fast.html#zeros._whole', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Zeros.apply': ('fast.html#zeros.apply', 'fasterprune/fast.py'),
                                   'fasterprune.fast._bound': ('fast.html#_bound', 'fasterprune/fast.py'),
                                   'fasterprune.fast._dead_rows': ('fast.html#_dead_rows', 'fasterprune/fast.py'),

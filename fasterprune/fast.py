@@ -22,7 +22,7 @@ class Zeros:
     "Multiplies tensors by masks, in place."
     def __init__(self,
         masks:dict # for each tensor, by name, a boolean mask that broadcasts with it
-    ): self.masks,self.rows = masks,{n:_dead_rows(m) for n,m in masks.items()}
+    ): self.masks,self.rows,self.whole = masks,{n:_dead_rows(m) for n,m in masks.items()},{}
 
     @torch.no_grad()
     def apply(self,
@@ -33,9 +33,16 @@ class Zeros:
         for n,m in self.masks.items():
             if (t := tensors.get(n)) is None: continue
             if not has_numpy(t): others.append((t,m))
-            elif self.rows[n] is None or m.shape==t.shape: np.multiply(a := t.detach().numpy(), m.numpy(), out=a)
+            elif self.rows[n] is None or m.shape==t.shape: np.multiply(a := t.detach().numpy(), self._whole(n, t).numpy(), out=a)
             elif len(dead := self.rows[n][1]): t.detach().numpy()[(slice(None),)*self.rows[n][0] + (dead,)] = 0
         if others: torch._foreach_mul_(*map(list, zip(*others)))
+
+    def _whole(self, n, t):
+        "A mask of as many elements as `t`, in the same order, if that differs along several dimensions: to broadcast within a kernel takes longer than to multiply."
+        m = self.masks[n]
+        if m.shape==t.shape or sum(s>1 for s in m.shape)<2: return m
+        if n not in self.whole: self.whole[n] = torch.empty_like(t, dtype=torch.bool).copy_(m)
+        return self.whole[n]
 
 # %% ../nbs/03d_fast.ipynb #592e3e76
 piece = 1<<17 # weights that fit into the cache of a core, with what is made of them
