@@ -25,6 +25,7 @@ from .outcome import *
 from .tables import *
 from .condense import *
 from .sparsify import *
+from .moments import *
 from .callback import *
 from .learner import *
 from .learner import _delivers, _keep
