@@ -71,7 +71,7 @@ class SelectFromNet(SelectorMixin, BaseEstimator):
     def __init__(self,
         n_features_to_select=.5,    # how many to keep, or as a float which fraction
         hidden=(512,256),           # neurons of the hidden layers
-        epochs=None,                # rounds through the data; `None`: 8, and more where that makes less than 1,250 steps
+        epochs=None,                # rounds through the data; `None`: 8, and more where that makes less than 1,250 steps, but 60 at most
         lr:float=3e-3,              # largest learning rate
         bs=None,                    # rows in a batch; `None`: 256, and fewer where there are less than 2,048 rows
         wd:float=1e-2,              # weight decay
@@ -118,7 +118,7 @@ def _train(self:SelectFromNet, x, y, n_out, loss, k):
     "Train, prune, and return the features, the best first."
     rows = len(x)
     bs = min(rows, self.bs or min(256, max(16, rows//8)))
-    epochs = self.epochs or max(8, -(-1250//(rows//bs)))
+    epochs = self.epochs or max(8, min(60, -(-1250//(rows//bs))))
     dls = tensor_dls((x, y), (x[:0], y[:0]), bs, self.device)
     learn = Learner(dls, _network(x.shape[1], self.hidden, n_out).to(self.device), loss, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), train_bn=True)
     cb = InputPruneCallback(1-k/x.shape[1], criterion=self.criterion, names=range(x.shape[1]))
