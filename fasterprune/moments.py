@@ -25,7 +25,8 @@ def state_entries(
 ): # of parameters, containers, and the keys by which these hold something for a parameter
     "Each thing that an optimizer keeps for a parameter."
     for o in optimizers_in(opt):
-        for p,state in vars(o).get('state', {}).items(): yield from ((p,state,k) for k in state)
+        of = vars(o).get('state', {})
+        for p,state in of.items(): yield from ((p,state,k) for k in state) if isinstance(state, dict) else [(p,of,p)]
         for ps,slow in zip(getattr(o, 'param_lists', []), vars(o).get('slow_weights') or []): yield from ((p,slow,i) for i,p in enumerate(ps))
 
 # %% ../nbs/03e_moments.ipynb #6cb9f2c4
@@ -37,7 +38,7 @@ def settle(
 ):
     "Give moments that are about to become denormal values that a CPU is fast with; what is not a moment, or not on a CPU, is left alone."
     for _,state,k in state_entries(opt):
-        if k not in _first+_second or not isinstance(t := state[k], Tensor) or t.device.type!='cpu' or t.dtype not in (torch.float32,torch.float64): continue
+        if not isinstance(k, str) or k not in _first+_second or not isinstance(t := state[k], Tensor) or t.device.type!='cpu' or t.dtype not in (torch.float32,torch.float64): continue
         low = torch.finfo(t.dtype).tiny**.85
         if k in _second: t.clamp_(min=low)
         else: t.copy_(hardshrink(t, low))
