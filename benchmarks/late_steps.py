@@ -6,6 +6,7 @@ twentieth of 20,000 steps; ten minutes. `--quick`: 1,600 steps, with a mean of s
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
+from fasterprune.training import NoValidation
 from step_overhead import interleaved, mlp
 
 n_steps,sqr_mom,bs = (1600,.9,64) if quick else (20_000,.99,64)
@@ -22,9 +23,6 @@ def fit_of(make):
     def _fit(cbs):
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 1e-3, cbs=[*cbs, *make(), NoValidation()])
     return _fit
-
-class NoValidation(Callback):
-    def before_validate(self): raise CancelValidException()
 
 def main():
     ways = {'plain':lambda: [], 'masked':lambda: [SparsifyCallback(.9)], 'masked, not settled':lambda: [Unsettled(.9)]}

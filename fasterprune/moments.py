@@ -38,7 +38,8 @@ def settle(
 ):
     "Give moments that are about to become denormal values that a CPU is fast with; what is not a moment, or not on a CPU, is left alone."
     for _,state,k in state_entries(opt):
-        if not isinstance(k, str) or k not in _first+_second or not isinstance(t := state[k], Tensor) or t.device.type!='cpu' or t.dtype not in (torch.float32,torch.float64): continue
+        if not isinstance(k, str) or k not in _first+_second or not isinstance(t := state[k], Tensor): continue
+        if t.device.type!='cpu' or t.layout!=torch.strided or t.dtype not in (torch.float32,torch.float64): continue # a CPU is not slow with half precision
         low = torch.finfo(t.dtype).tiny**.85
         if k in _second: t.clamp_(min=low)
         else: t.copy_(hardshrink(t, low))

@@ -194,7 +194,6 @@ def test_no_compiler_is_imported():
 import sys, torch
 from torch import nn
 from fasterprune.all import *
-from fasterprune.moments import Settled
 net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
 if 'torch._dynamo' in sys.modules: sys.exit('imported already by fastai or torch')
 Sparsifier(net, 'filter', layers=nn.Conv2d, sample=torch.randn(2, 1, 8, 8)).sparsify(.5)
@@ -228,3 +227,13 @@ def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
     (few,a,_),(many,b,zero) = found
     assert zero>.2 and many>500 and few < many/50
     assert all(torch.equal(v, b[k]) for k,v in a.items())
+
+def test_sparse_moments_are_left_alone():
+    "Of an embedding with sparse gradients the momentum is sparse, too."
+    class Net(nn.Sequential):
+        def forward(self, x): return super().forward(x.long())
+    net = Net(nn.Embedding(20, 8, sparse=True), nn.Flatten(), nn.Linear(40, 2))
+    x,y = torch.randint(0, 20, (64,5)),torch.randint(0, 2, (64,))
+    learn = Learner(tensor_dls((x, y), (x, y), bs=16), net, loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2, cbs=SparsifyCallback(.5))
+    assert int((net[2].weight==0).sum())==40 and learn.opt.opt.state[net[0].weight]['momentum_buffer'].is_sparse
