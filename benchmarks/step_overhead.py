@@ -128,4 +128,4 @@ def rows():
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    write(pd.DataFrame(rows()).assign(**versions(), fasterai=version('fasterai') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)
+    write(pd.DataFrame(rows()).assign(**versions(), fasterai=version('fasterai') if not gpu else '', numba=version('numba') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)

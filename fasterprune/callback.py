@@ -40,7 +40,7 @@ class MaskCallback(Callback):
     "Zero units along a schedule; subclasses say of what, in `begin`."
     # after `Recorder` has listed its columns, before `ProgressCallback` prints them
     order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier','history'),'sparsity'
-    sparsifier,history,start,epochs = None,(),0.,1
+    sparsifier,history,start,epochs,keeps_zeros = None,(),0.,1,True
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
@@ -82,10 +82,6 @@ class MaskCallback(Callback):
         self.check()
 
     def after_backward(self): self.sparsifier.apply_grad()
-    def after_step(self):
-        self.sparsifier.apply()
-        self.settled.step(self.opt)
-
     def cut(self, cuts, inputs): self.sparsifier.cut(cuts)
 
 # %% ../nbs/04a_callback.ipynb #64baddd7
@@ -115,8 +111,10 @@ def _kind(self:MaskCallback): return getattr(self, 'granularity', len(self.recor
 @patch
 def before_batch(self:MaskCallback):
     "Begin at the first batch of a fit, which shows the graph."
+    self.stepped = False
     if not self.begins: return
     sparsifier = self.begin()
+    self.alone = not any(getattr(cb, 'keeps_zeros', False) and cb is not self for cb in self.learn.cbs)
     if self.epoch: sparsifier.resume(self.sparsity, self.fraction(self.epoch/self.n_epoch))
     self.sparsifier,self.settled,self.history,self.begins = sparsifier,Settled(),[],False
     self.start,self.epochs = sparsifier.reached,self.n_epoch # for the plots
@@ -137,13 +135,31 @@ def _sparsify(self:MaskCallback, fraction):
     if self.sparsifier.reached!=before:
         for copy in _averages(self.learn): self.sparsifier.apply(copy)
 
+@patch(as_prop=True)
+def position(self:MaskCallback
+) -> float: # fraction of the training
+    "Where the training is at the end of this batch."
+    return min(1., (self.epoch*self.n_iter + self.iter+1)/(self.n_epoch*self.n_iter))
+
+@patch
+def _update(self:MaskCallback):
+    if (self.epoch*self.n_iter + self.iter+1)%self.every==0 or self.position==1: self._sparsify(self.fraction(self.position))
+    else: self.sparsifier.apply()
+
+@patch
+def after_step(self:MaskCallback):
+    "Zero what is dead, and as many units as the schedule wants by the end of this batch: if others zero, too, once all of them have done so."
+    if self.alone: self._update()
+    else: self.sparsifier.apply()
+    self.stepped = self.alone
+    self.settled.step(self.opt)
+
 @patch
 def after_batch(self:MaskCallback):
-    "Zero as many units as the schedule wants by the end of this batch."
+    "Do so now if it was not done after the step, or there was none, as gradients are accumulated or were not finite."
     if self.begins: return # another callback has cancelled the first batch
-    done,total = self.epoch*self.n_iter + self.iter+1,self.n_epoch*self.n_iter
-    if done%self.every==0 or done==total: self._sparsify(self.fraction(done/total))
-    self.record(done/total)
+    if not self.stepped: self._update()
+    self.record(self.position)
 
 @patch
 def record(self:MaskCallback, pos): self.history.append((pos, self.sparsifier.reached))
@@ -228,6 +244,7 @@ def before_batch(self:SparsifyCallback):
 @patch
 def _sparsify(self:SparsifyCallback, fraction):
     if self.sparsifier.memory.informed or fraction==1: super(SparsifyCallback, self)._sparsify(fraction)
+    else: self.sparsifier.apply()
 
 @patch
 def after_fit(self:SparsifyCallback):
@@ -299,7 +316,7 @@ def plot_sparsity(self:SparsifyCallback,
 # %% ../nbs/04a_callback.ipynb #2e9c1a33
 class KeepZeros(Callback):
     "Keep the zeros that the weights have; a tensor of nothing but zeros is free to learn."
-    order,run_valid = MaskCallback.order,False
+    order,run_valid,keeps_zeros = MaskCallback.order,False,True
     def before_fit(self):
         self.run = not hasattr(self.learn, 'gather_preds')
         self.masks = None

@@ -104,7 +104,7 @@ def before_step(self:InputPruneCallback): self.sparsifier.observe_gradients(*sel
 def _sparsify(self:InputPruneCallback, fraction):
     before = self.sparsifier.alive
     super(InputPruneCallback, self)._sparsify(fraction)
-    self._note(before, min(1., (self.epoch*self.n_iter + self.iter+1)/(self.n_epoch*self.n_iter)))
+    self._note(before, self.position)
 
 @patch
 def _note(self:InputPruneCallback, before, pos):

@@ -225,22 +225,23 @@ def sparsify(self:Sparsifier,
 @patch
 @torch.no_grad()
 def update(self:Sparsifier, sparsity, fraction=1.):
-    "The same, where `apply` was called after the last step: zero only what dies."
-    if self.shared:
+    "The same, for each step of a training: what few weights die is found in the pass that zeroes what is dead."
+    pools,due,counts = self.pools(sparsity),[],{}
+    if self.shared: # `apply` was called after the last step, as others have to see these zeros, too
         for g in self.groups: self._set(g, g.alive & self._find_alive(g))
         self.counts = {}
-    few,many,counts = [],[],{}
-    for groups,s in self.pools(sparsity):
+    for groups,s in pools:
         key = tuple(map(id, groups))
         n,start,dead = sum(g.n for g in groups),sum(g.start for g in groups),self.counts[key] if key in self.counts else sum(g.dead for g in groups)
         k = dead_count(n, start, s, fraction)
         if self.shrunk: k = max(k, dead) # what is gone does not come back
         if self.round_to==1: counts[key] = k
-        if k==dead and (self.round_to==1 or not k): continue
-        found = self._find_few(groups, k-dead)
-        if found: few += zip(groups, found)
-        else: many += zip(groups, self._choose(groups, k), [k<dead]*len(groups))
-    self._kill(few, many)
+        if k!=dead or (self.round_to>1 and k): due.append((groups, k, dead))
+    few = [self._find_few(groups, k-dead) for groups,k,dead in due]
+    zeroed = {g.weights[0].param for (groups,*_),found in zip(due, few) if found for g in groups}
+    if not self.shared: self.zeros.apply({n:p for n,p in self.params.items() if n not in zeroed})
+    many = [(g, low, k<dead) for (groups,k,dead),found in zip(due, few) if not found for g,low in zip(groups, self._choose(groups, k))]
+    self._kill([o for (groups,*_),found in zip(due, few) if found for o in zip(groups, found)], many)
     self.counts = counts
 
 # %% ../nbs/04_sparsify.ipynb #009522d0
@@ -261,12 +262,13 @@ def _kill(self:Sparsifier, few, many):
 
 @patch
 def _find_few(self:Sparsifier, groups, k):
-    "The `k` lowest weights that are alive, found in one pass; `None` where that is not possible."
+    "The `k` lowest weights that are alive, found while what is dead is zeroed; `None` where that is not possible."
     if any(len(g.weights)!=1 or g.weights[0].rows is not None for g in groups): return
     weights = [self.params[g.weights[0].param].detach() for g in groups]
     if k<=0 or self.round_to>1 or self.shared or self.granularity.structured or self.granularity.n_of_m or not getattr(self.criterion, 'pointwise', False): return
     if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
-    found = lowest_alive(partial(self.criterion, context=None), [p.view(-1) for p in weights], [g.alive for g in groups], k)
+    score = torch.abs if self.criterion is large_final else partial(self.criterion, context=None)
+    found = lowest_alive(score, [p.view(-1) for p in weights], [g.alive for g in groups], k, self.zeros.buffer)
     if found and all(g.n-g.dead-len(at) >= min(self.min_units, g.n) for g,at in zip(groups, found)): return found
 
 # %% ../nbs/04_sparsify.ipynb #daefc842

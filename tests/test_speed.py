@@ -74,6 +74,58 @@ def test_the_bound_may_be_wrong():
         at, = fast.lowest_alive(torch.abs, [w], [alive], k)
         assert torch.equal(at, w.argsort(stable=True)[:k].sort().values)
 
+@pytest.mark.parametrize('loops', ['compiled','numpy'])
+def test_loops(loops, monkeypatch):
+    "Large tensors, half of them dead and not yet zeroed: as sorting finds them, ties and few candidates' room included, and what is not finite."
+    if loops=='compiled': pytest.importorskip('numba', reason='Numba is not installed')
+    else: monkeypatch.setattr(fast, 'compiled', dict)
+    assert bool(fast.compiled())==(loops=='compiled')
+    g = torch.Generator().manual_seed(0)
+    sizes = fast.worth_compiling+77,1000,3*fast.worth_compiling
+    full = [torch.randn(n, generator=g) for n in sizes]
+    full[2] = (8*full[2]).round()/8
+    alive = [torch.rand(n, generator=g)>.5 for n in sizes]
+    for k in (1, 500, 100_000, int(sum(a.sum() for a in alive))):
+        ts = [t.clone() for t in full]
+        found = fast.lowest_alive(torch.abs, ts, alive, k, fast.Buffer())
+        assert all(torch.equal(t, f*a) for t,f,a in zip(ts, full, alive))
+        scores = torch.cat([torch.where(a, f.abs(), torch.inf) for f,a in zip(full, alive)])
+        at = torch.cat([p.long()+o for p,o in zip(found, (0, sizes[0], sizes[0]+sizes[1]))])
+        assert torch.equal(at, scores.argsort(stable=True)[:k].sort().values)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        ts = [t.clone() for t in full]
+        ts[2][alive[2].nonzero()[5]] = bad
+        assert fast.lowest_alive(torch.abs, ts, alive, 500) is None
+    t,m = torch.randn(512, 300, generator=g),torch.rand(512, 300, generator=g)>.5
+    wanted = t*m
+    fast.Zeros({'t':m}).apply({'t':t})
+    assert torch.equal(t, wanted)
+
+@pytest.mark.parametrize('way', [dict(sparsity=.9), dict(sparsity=.5, context='local')], ids=str)
+def test_a_fit_is_the_same_with_and_without_numba(way, monkeypatch):
+    pytest.importorskip('numba', reason='Numba is not installed')
+    ends = []
+    for loops in (fast.compiled, dict):
+        monkeypatch.setattr(fast, 'compiled', loops)
+        learn = learner(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2100), nn.ReLU(), nn.Linear(2100, 10)))
+        fit(learn, 2, SparsifyCallback(**way))
+        ends.append(learn.model.state_dict())
+    assert all(torch.equal(v, ends[1][k]) for k,v in ends[0].items())
+
+def test_masks_together_and_alone():
+    "Zeros of all callbacks are there before one of them scores; with one callback, the step itself does all."
+    class Seen(Callback):
+        order = 99
+        def __init__(self, cb): self.cb,self.after = cb,[]
+        def after_step(self): self.after.append(self.cb.sparsifier.reached)
+        def after_batch(self):
+            if self.training: self.after[-1] = self.after[-1],self.cb.sparsifier.reached
+    for others,same in (([],True), ([lambda: InputPruneCallback(.3)],False)):
+        cb = SparsifyCallback(.5, schedule='linear')
+        seen = Seen(cb)
+        fit(learner(), 2, cb, seen, *[o() for o in others])
+        assert all(a==b for a,b in seen.after)==same and seen.after[-1][1]==cb.sparsifier.reached
+
 def test_no_copy_of_the_weights():
     "An update in which one weight in a hundred dies takes less memory than a tenth of the weights do."
     model = nn.Sequential(nn.Linear(1500, 1500, bias=False), nn.Linear(1500, 1000, bias=False))
