@@ -19,8 +19,9 @@ def multiply_loop(a, mask):
 
 def lowest_loop(a, mask, bound, at, values):
     "Do so, and note where the rest is at most `bound` in size, and its size; how many there are, even if there is no room for all. -1 if one is not finite."
-    n,block = 0,256
+    n,block = 0,512
     low = np.empty(block, np.bool_)
+    eights = low.view(np.uint64)
     for start in range(0, a.size, block):
         part,live,found,finite = a[start:start+block],mask[start:start+block],0,0
         for i in range(part.size):
@@ -31,9 +32,12 @@ def lowest_loop(a, mask, bound, at, values):
             finite += abs(x)<np.inf
         if finite<part.size: return -1
         if found:
-            for i in range(part.size):
-                if low[i] and n<at.size: at[n],values[n] = start+i,abs(part[i])
-                n += low[i]
+            low[part.size:] = False
+            for j in range(eights.size):
+                if not eights[j]: continue
+                for i in range(8*j, 8*j+8):
+                    if low[i] and n<at.size: at[n],values[n] = start+i,abs(part[i])
+                    n += low[i]
     return n
 
 _types = dict(multiply_loop='void(float32[::1], boolean[::1])', lowest_loop='int64(float32[::1], boolean[::1], float32, int32[::1], float32[::1])')
