@@ -1,14 +1,13 @@
 """What a training step costs with the callback, over a step of plain fastai, and with fasterai's: fits whose steps take turns, medians, one thread.
 
-Writes results/step_overhead.csv. On a CPU a quarter of an hour; `--quick`: one. `--device cuda` runs batches of 512 images in
+Writes results/step_overhead.csv. On a CPU ten minutes, most of them for 100 million parameters; `--quick`: one. `--device cuda` runs batches of 512 images in
 bfloat16 on a GPU, and once more with torch.compile; it writes results/step_overhead_cuda.csv.
 
-Each fit runs in a thread of its own, and hands over to the next one after each batch. Batches are measured from the first event to the last, without the DataLoader. Where
-in memory a fit comes to lie makes it some hundredths slower or faster, so there are three rounds, with the fits in another order; medians are of the rounds.
+Each fit runs in a thread of its own, and hands over to the next one after each batch. Batches are measured from the first event to the last, without the DataLoader.
 `zeros` is what is zero at the end, `wanted` what was asked for. The rows "as in 10 epochs of CIFAR-10" are 60 steps out of the middle of a fit of 15,630, in which
 few weights die at a step, and a filter every few steps; in all others many do.
 """
-import contextlib, io, random, threading, time
+import contextlib, io, threading, time
 from functools import partial
 from statistics import median
 
@@ -99,23 +98,17 @@ def n_zero(model, granularity):
 
 def middle(pos, real=15_630, steps=60): return one_cycle(.45 + pos*steps/real) if pos<1 else one_cycle(.45 + steps/real)
 
-def compared(name, model, shape, bs, cases, steps, compiled=False, rounds=1):
-    "Rows for one network: plain fastai first, and whatever callbacks there are; in each round fits take turns in another order and lie elsewhere in memory."
-    makers,found,ends = {('plain',''):lambda: None, **cases},[],{}
-    for r in range(rounds):
-        order = random.Random(r).sample(list(makers), len(makers)) if rounds>1 else list(makers)
-        made = {k:fit_of(model, shape, bs, steps, makers[k], compiled) for k in order}
-        found.append(dict(zip(order, interleaved([f for _,f in made.values()]))))
-        if r==0: ends = {k:learn.model for k,(learn,_) in made.items()}
-    def _median(k, f): return median(f(ts[k][5:], ts['plain',''][5:]) for ts in found)
-    for (method,granularity),net in ((k, ends[k]) for k in makers):
-        k = method,granularity
-        rest = sorted(t/p for ts in found for t,p in zip(ts[k][5:], ts['plain',''][5:]))
-        zeros = dict(zeros=n_zero(net, granularity.split(',')[0])) if granularity else {}
-        yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*_median(k, lambda t,p: median(t)),
-            over_plain=_median(k, lambda t,p: median(t)/median(p)), lower=rest[len(rest)//4], upper=rest[3*len(rest)//4],
-            extra_ms=1e3*_median(k, lambda t,p: median(t)-median(p)), first_ms=1e3*found[0][k][0], steps=sum(len(ts[k]) for ts in found),
-            parameters=n_left(net), **zeros)
+def compared(name, model, shape, bs, cases, steps, compiled=False):
+    "Rows for one network: plain fastai first, and whatever callbacks there are."
+    made = {k:fit_of(model, shape, bs, steps, make, compiled) for k,make in {('plain',''):lambda: None, **cases}.items()}
+    times = interleaved([f for _,f in made.values()])
+    plain = median(times[0][5:])
+    for ((method,granularity),(learn,_)),ts in zip(made.items(), times):
+        rest = sorted(t/p for t,p in zip(ts[5:], times[0][5:]))
+        found = dict(zeros=n_zero(learn.model, granularity.split(',')[0])) if granularity else {}
+        yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]),
+            over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4], upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain),
+            first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
 
 def ours(granularity, sparsity, **kwargs): return partial(SparsifyCallback, sparsity, granularity, **kwargs)
 
@@ -125,11 +118,10 @@ def rows():
     cases = {('fasterprune','weight'):ours('weight', .9), ('fasterprune','weight'+real):ours('weight', .9, schedule=middle), ('fasterprune','filter'):ours('filter', .5),
         ('fasterprune','filter'+real):ours('filter', .5, schedule=middle), ('fasterprune','kernel'):ours('kernel', .5), ('fasterprune','2:4'):ours('2:4', .5)}
     if not gpu: cases.update({('fasterai','weight'):partial(fasterai, 'weight', 'global', .9), ('fasterai','filter'):partial(fasterai, 'filter', 'global', .5)})
-    rounds = 1 if quick or gpu else 3
-    yield from compared('resnet18, 32 px', resnet, (3,32,32), 512 if gpu else 32, cases, steps, rounds=rounds)
+    yield from compared('resnet18, 32 px', resnet, (3,32,32), 512 if gpu else 32, cases, steps)
     if gpu: yield from compared('resnet18, 32 px', resnet, (3,32,32), 512, cases, steps, True)
     dense = {('fasterprune','weight'):ours('weight', .9), ('fasterprune','neuron'):ours('neuron', .5), **({} if gpu else {('fasterai','weight'):partial(fasterai, 'weight', 'global', .9)})}
-    yield from compared('mlp 784-512-512-10', mlp, (784,), 64, dense, 4*steps, rounds=rounds)
+    yield from compared('mlp 784-512-512-10', mlp, (784,), 64, dense, 4*steps)
     for millions in (1,10) if quick else (1,10,100):
         n = wide(millions)[1].in_features
         yield from compared(f'{millions}M', partial(wide, millions), (n,), 8, {('fasterprune','weight'):ours('weight', .9)}, 20 if millions==100 else steps)
