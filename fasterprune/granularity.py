@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weighted', 'granularities', 'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity',
-           'has_numpy', 'lowest', 'best_of_neighbors']
+           'has_numpy', 'lowest', 'kth_lowest', 'up_to', 'best_of_neighbors']
 
 # %% ../nbs/02_granularity.ipynb #4df5f423
 import re
@@ -142,7 +142,7 @@ def has_numpy(
     t:Tensor # any tensor
 ) -> bool: # True for float32 and float64 on the CPU
     "Can NumPy work on the memory of `t`?"
-    return t.device.type=='cpu' and t.dtype in (torch.float32, torch.float64) and t.layout==torch.strided
+    return t.is_cpu and t.dtype in (torch.float32, torch.float64) and t.layout==torch.strided
 
 def lowest(
     scores:Tensor, # score of each unit, any shape
@@ -159,8 +159,12 @@ def lowest(
     chosen |= ties & (ties.cumsum(0, dtype=torch.int32) <= k-chosen.sum()) # all on the device: nothing is waited for
     return chosen.view(scores.shape)
 
-def _kth(x, k, m=1<<14):
-    "The `k`-th lowest, counted from 0: of many values only those are sorted out that lie between two of a sample, around where it has to be."
+def kth_lowest(
+    x:np.ndarray, # (n,), finite
+    k:int,        # counted from 0
+    m:int=1<<14   # size of a sample, for 16 times as many and more
+) -> float: # one of `x`
+    "The `k`-th lowest: of many values only those are sorted out that lie between two of a sample, around where it has to be."
     if len(x) > 16*m:
         sample = np.sort(x[::len(x)//m])
         rank,reach = k*len(sample)/len(x),2*len(sample)**.5
@@ -170,13 +174,21 @@ def _kth(x, k, m=1<<14):
         if below <= k < below+len(between): x,k = between,k-below
     return np.partition(x, k)[k]
 
+def up_to(
+    x:np.ndarray,    # (n,)
+    threshold:float, # the `k`-th lowest of `x`
+    k:int            # 1 or more
+) -> np.ndarray: # (n,), bool; `k` of them are True
+    "What is below `threshold`, and as many of those equal to it, the first ones, that there are `k`."
+    chosen = x<=threshold
+    if (extra := np.count_nonzero(chosen)-k) > 0: chosen[np.flatnonzero(x==threshold)[-extra:]] = False
+    return chosen
+
 def _lowest_on_cpu(flat, k):
     below = np.count_nonzero(flat==-np.inf) # what is dead, and equal values are what a partition is slow with
     finite = flat[np.isfinite(flat)] if k>below else ()
-    threshold = -np.inf if k<=below else _kth(finite, k-below-1) if k<=below+len(finite) else np.inf
-    chosen = flat < threshold
-    chosen[np.flatnonzero(flat==threshold)[:k-np.count_nonzero(chosen)]] = True
-    return chosen
+    threshold = -np.inf if k<=below else kth_lowest(finite, k-below-1) if k<=below+len(finite) else np.inf
+    return up_to(flat, threshold, k)
 
 # %% ../nbs/02_granularity.ipynb #6ab1390d
 def best_of_neighbors(

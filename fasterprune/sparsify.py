@@ -51,6 +51,7 @@ class Sparsifier:
         self.counts = {} # how many units of groups that compete are dead, where it need not be looked up
         self.shrunk = False # is something gone for good?
         self.finite = {} # are the scores of a layer, where that is not waited for?
+        self.searches,self.workspace = {},Workspace(sum(p.numel() for p in self.memory.params.values())) # for groups that compete
         for g in self.groups:
             alive = self._find_alive(g)
             self._set(g, alive if alive.any() else ~alive)
@@ -105,7 +106,7 @@ def _mask(self:Sparsifier):
         for s in g.weights+g.others:
             live = s.spread(g.alive, self.params[s.param], True)
             self.masks[s.param] = self.masks[s.param] & live if s.param in self.masks else live
-    self.zeros = Zeros(self.masks)
+    self.zeros = Zeros(self.masks, self.workspace)
 
 # %% ../nbs/04_sparsify.ipynb #cc7927f3
 @patch
@@ -137,7 +138,7 @@ def _score_now(self:Sparsifier, group):
         scale = None if norm is None else s.spread(norm, p, 0.)
         if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
         if self._by_rows(group, s, p):
-            sums,k = row_sums(partial(self.criterion, context=None), p.flatten(1), self._made(s, p))
+            sums,k = row_sums(self._pointwise(), p.flatten(1), self._made(s, p), self.workspace)
             if sums.sum().isfinite():
                 total = total + s.collect(sums, group.n)
                 n = n + s.collect(torch.full_like(sums, k), group.n)
@@ -159,6 +160,9 @@ def _made(self:Sparsifier, s, p):
     "Which columns of a weight read something that is alive; `None`: all."
     live = s.live_across()
     return None if live is None else live.view([-1]+[1]*(p.ndim-2)).expand(p.shape[1:]).reshape(-1)
+
+@patch
+def _pointwise(self:Sparsifier): return torch.abs if self.criterion is large_final else partial(self.criterion, context=None)
 
 @patch
 def _by_rows(self:Sparsifier, group, s, p):
@@ -239,7 +243,7 @@ def update(self:Sparsifier, sparsity, fraction=1.):
         if k!=dead or (self.round_to>1 and k): due.append((groups, k, dead))
     few = [self._find_few(groups, k-dead) for groups,k,dead in due]
     zeroed = {g.weights[0].param for (groups,*_),found in zip(due, few) if found for g in groups}
-    if not self.shared: self.zeros.apply({n:p for n,p in self.params.items() if n not in zeroed})
+    if not self.shared and len(zeroed)<len(self.masks): self.zeros.apply({n:self.params[n] for n in self.masks if n not in zeroed})
     many = [(g, low, k<dead) for (groups,k,dead),found in zip(due, few) if not found for g,low in zip(groups, self._choose(groups, k))]
     self._kill([o for (groups,*_),found in zip(due, few) if found for o in zip(groups, found)], many)
     self.counts = counts
@@ -249,8 +253,7 @@ def update(self:Sparsifier, sparsity, fraction=1.):
 def _kill(self:Sparsifier, few, many):
     "Mask units: some more of a group, or exactly those that are chosen of it."
     for g,at in few:
-        g.alive.numpy()[at] = False # and so the mask, which is the same memory
-        self.params[g.weights[0].param].detach().numpy().reshape(-1)[at] = 0
+        self.workspace.kill(self.params[g.weights[0].param].detach().view(-1).numpy(), g.alive.numpy(), at) # the mask is the same memory
         g.counted = g.dead+len(at)
     for g,dead,fewer in many:
         if fewer or self.round_to>1 or self.min_units>1: g.regrew |= bool((dead < ~g.alive).any())
@@ -267,8 +270,8 @@ def _find_few(self:Sparsifier, groups, k):
     weights = [self.params[g.weights[0].param].detach() for g in groups]
     if k<=0 or self.round_to>1 or self.shared or self.granularity.structured or self.granularity.n_of_m or not getattr(self.criterion, 'pointwise', False): return
     if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
-    score = torch.abs if self.criterion is large_final else partial(self.criterion, context=None)
-    found = lowest_alive(score, [p.view(-1) for p in weights], [g.alive for g in groups], k, self.zeros.buffer)
+    if (key := tuple(map(id, groups))) not in self.searches: self.searches[key] = LowestAlive(self._pointwise(), self.workspace)
+    found = self.searches[key].find([p.view(-1) for p in weights], [g.alive for g in groups], k)
     if found and all(g.n-g.dead-len(at) >= min(self.min_units, g.n) for g,at in zip(groups, found)): return found
 
 # %% ../nbs/04_sparsify.ipynb #daefc842
