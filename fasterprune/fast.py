@@ -7,7 +7,7 @@ __all__ = ['worth_compiling', 'piece', 'multiply_loop', 'lowest_loop', 'kill_loo
            'LowestAlive', 'row_sums']
 
 # %% ../nbs/03d_fast.ipynb #99141739
-import functools
+import functools, itertools
 import numpy as np, torch
 from torch import Tensor
 
@@ -41,9 +41,11 @@ def lowest_loop(a, mask, bound, at, values):
                     n += low[i]
     return n
 
-def kill_loop(a, mask, at):
-    "Zero these places, and exclude them from the mask."
-    for i in at: a[i],mask[i] = 0,False
+def kill_loop(a, mask, at, chosen):
+    "Zero what is chosen of these places, and exclude it from the mask; the others are in the mask."
+    for i in range(at.size):
+        j = at[i]
+        a[j],mask[j] = np.float32(0) if chosen[i] else a[j],not chosen[i]
 
 def rows_loop(a, counts, sums, live):
     "The sum of the sizes in each row, of the columns that count, and which of these have something that is not zero."
@@ -57,7 +59,7 @@ def rows_loop(a, counts, sums, live):
         sums[r] = total
 
 _types = dict(multiply_loop='void(float32[::1], boolean[::1])', lowest_loop='int64(float32[::1], boolean[::1], float32, int32[::1], float32[::1])',
-    kill_loop='void(float32[::1], boolean[::1], int32[::1])', rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
+    kill_loop='void(float32[::1], boolean[::1], int32[::1], boolean[::1])', rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
 worth_compiling = 1<<17 # elements in all
 
 @functools.cache
@@ -110,12 +112,14 @@ class Workspace:
         a *= numbers
 
     def kill(self,
-        a:np.ndarray, # flat, changed
-        m:np.ndarray, # bool, as many; changed
-        at:np.ndarray # indices
+        a:np.ndarray,     # flat, changed
+        m:np.ndarray,     # bool, as many; changed
+        at:np.ndarray,    # indices of what may go
+        chosen:np.ndarray # bool, for each of them: does it?
     ):
-        "Zero what is at these places, and exclude it from the mask."
-        if at.dtype==np.int32 and (loop := self.loop('kill_loop', a, m)): return loop(a, m, at)
+        "Zero what is chosen of these places, and exclude it from the mask."
+        if at.dtype==np.int32 and (loop := self.loop('kill_loop', a, m)): return loop(a, m, at, chosen)
+        at = at[chosen]
         a[at],m[at] = 0,False
 
 def _dead_rows(mask):
@@ -170,11 +174,12 @@ class LowestAlive:
     def __init__(self,
         score,         # a function of a tensor that gives a score for each of its elements, which depends on that element alone
         workspace=None # a `Workspace`; `None`: a new one
-    ): self.score,self.workspace,self.beyond = score,workspace or Workspace(),None
+    ): self.score,self.workspace,self.threshold,self.reach,self.beyond = score,workspace or Workspace(),0.,0.,0
 
     def _bounds(self, tensors, alive, k):
         "Below what to look for them: as the last step tells, then as a sample tells, then everywhere."
-        if self.beyond: yield self.threshold + self.reach/self.beyond*_surely(k, self.beyond)
+        reach = self.reach/self.beyond*_surely(k, self.beyond) if self.beyond else np.inf
+        if reach < .1*self.threshold: yield self.threshold + reach*(1+reach/self.threshold) # the farther, the fewer there may be
         yield _bound(self.score, tensors, alive, k)
         yield np.inf
 
@@ -182,7 +187,7 @@ class LowestAlive:
         tensors:list, # flat tensors on the CPU; what is not alive is zeroed
         alive:list,   # for each of them a mask, True for those that compete; there are at least `k`
         k:int         # how many, 1 or more
-    ) -> list|None: # for each tensor an array of the indices of those that are chosen; `None` if scores are not finite
+    ) -> list|None: # for each tensor the indices of those that came close, and which of these are chosen; `None` if scores are not finite
         "The `k` lowest scores of all tensors together; among equals the first ones."
         for bound in self._bounds(tensors, alive, k):
             found = [self._low(t, a.numpy(), bound) for t,a in zip(tensors, alive)]
@@ -192,11 +197,8 @@ class LowestAlive:
         values = np.concatenate(values)
         self.threshold = float(kth_lowest(values, k-1))
         self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
-        chosen,i,at = up_to(values, self.threshold, k),0,[]
-        for p in places:
-            at.append(p[chosen[i:i+len(p)]])
-            i += len(p)
-        return at
+        chosen,ends = up_to(values, self.threshold, k),list(itertools.accumulate(map(len, places)))
+        return [(p, chosen[end-len(p):end]) for p,end in zip(places, ends)]
 
     def _low(self, t, alive, bound):
         "Zero what is not alive; where the scores of the rest are at most `bound`, and what they are; `None` if they are not finite."

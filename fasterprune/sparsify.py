@@ -7,7 +7,7 @@ __all__ = ['Sparsifier', 'sparsity_report', 'find_zeros']
 
 # %% ../nbs/04_sparsify.ipynb #0ae6be96
 import math
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastcore.all import *
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ class Sparsifier:
         "The share of units that are masked."
         return (sum(self.counts.values()) if sum(map(len, self.counts))==len(self.groups) else sum(g.dead for g in self.groups))/self.n
 
-    def _set(self, group, alive): group.alive,group.counted = alive,None
+    def _set(self, group, alive): group.alive,group.counted = alive,group.n-int(np.count_nonzero(alive.numpy())) if alive.is_cpu else None
 
     def __repr__(self):
         dense = [f'left dense: {n or "the model"} ({why})' for n,why in self.left_dense.items()]
@@ -139,7 +139,7 @@ def _score_now(self:Sparsifier, group):
         if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
         if self._by_rows(group, s, p):
             sums,k = row_sums(self._pointwise(), p.flatten(1), self._made(s, p), self.workspace)
-            if sums.sum().isfinite():
+            if np.isfinite(sums.numpy().sum()):
                 total = total + s.collect(sums, group.n)
                 n = n + s.collect(torch.full_like(sums, k), group.n)
                 continue
@@ -252,9 +252,9 @@ def update(self:Sparsifier, sparsity, fraction=1.):
 @patch
 def _kill(self:Sparsifier, few, many):
     "Mask units: some more of a group, or exactly those that are chosen of it."
-    for g,at in few:
-        self.workspace.kill(self.params[g.weights[0].param].detach().view(-1).numpy(), g.alive.numpy(), at) # the mask is the same memory
-        g.counted = g.dead+len(at)
+    for g,(at,chosen) in few:
+        self.workspace.kill(self.params[g.weights[0].param].detach().view(-1).numpy(), g.alive.numpy(), at, chosen) # the mask is the same memory
+        g.counted = g.dead+int(np.count_nonzero(chosen))
     for g,dead,fewer in many:
         if fewer or self.round_to>1 or self.min_units>1: g.regrew |= bool((dead < ~g.alive).any())
         self._set(g, ~dead)
@@ -272,7 +272,7 @@ def _find_few(self:Sparsifier, groups, k):
     if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
     if (key := tuple(map(id, groups))) not in self.searches: self.searches[key] = LowestAlive(self._pointwise(), self.workspace)
     found = self.searches[key].find([p.view(-1) for p in weights], [g.alive for g in groups], k)
-    if found and all(g.n-g.dead-len(at) >= min(self.min_units, g.n) for g,at in zip(groups, found)): return found
+    if found and all(g.n-g.dead-np.count_nonzero(c) >= min(self.min_units, g.n) for g,(_,c) in zip(groups, found)): return found
 
 # %% ../nbs/04_sparsify.ipynb #daefc842
 @patch

@@ -349,7 +349,10 @@ class _Elsewhere:
 def _coupled_group(kind, members, weights, tied, units, params, reasons):
     number = torch.full((int(max(u.max() for _,u in tied.values()))+1,), -1)
     number[units] = torch.arange(len(units))
-    def _slices(p): return Slices(p, tuple(d for d in range(params[p].ndim) if d!=tied[p][0]), None, number[tied[p][1]].to(params[p].device))
+    def _slices(p):
+        rows = number[tied[p][1]]
+        same = torch.equal(rows, torch.arange(len(units)))
+        return Slices(p, tuple(d for d in range(params[p].ndim) if d!=tied[p][0]), None, None if same else rows.to(params[p].device))
     shapes = [tuple(params[p].shape) for p in weights]
     return Group(members, [_slices(p) for p in weights], [_slices(p) for p in tied if p not in weights], len(units), shapes, kind, reasons)
 
