@@ -556,6 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fasterprune.memory': { 'fasterprune.memory.Memory': ('memory.html#memory', 'fasterprune/memory.py'),
                                     'fasterprune.memory.Memory.__init__': ('memory.html#memory.__init__', 'fasterprune/memory.py'),
                                     'fasterprune.memory.Memory._measure': ('memory.html#memory._measure', 'fasterprune/memory.py'),
+                                    'fasterprune.memory.Memory._remember': ('memory.html#memory._remember', 'fasterprune/memory.py'),
                                     'fasterprune.memory.Memory.context': ('memory.html#memory.context', 'fasterprune/memory.py'),
                                     'fasterprune.memory.Memory.cut': ('memory.html#memory.cut', 'fasterprune/memory.py'),
                                     'fasterprune.memory.Memory.forget': ('memory.html#memory.forget', 'fasterprune/memory.py'),

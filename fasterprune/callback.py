@@ -41,6 +41,7 @@ class MaskCallback(Callback):
     # after `Recorder` has listed its columns, before `ProgressCallback` prints them
     order,run_valid,_stateattrs,column = Recorder.order+1,False,('sparsifier','history'),'sparsity'
     sparsifier,history,start,epochs,keeps_zeros = None,(),0.,1,True
+    after_pred = after_loss = before_backward = before_step = noop # what is not here would be looked for in the learner and its model, at each batch
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
@@ -111,7 +112,6 @@ def _kind(self:MaskCallback): return getattr(self, 'granularity', len(self.recor
 @patch
 def before_batch(self:MaskCallback):
     "Begin at the first batch of a fit, which shows the graph."
-    self.stepped = False
     if not self.begins: return
     sparsifier = self.begin()
     self.alone = not any(getattr(cb, 'keeps_zeros', False) and cb is not self for cb in self.learn.cbs)
@@ -122,11 +122,10 @@ def before_batch(self:MaskCallback):
 # %% ../nbs/04a_callback.ipynb #29cbbe25
 def _averages(learn):
     "Moving averages of the model that callbacks keep."
-    for cb in learn.cbs:
-        for o in vars(cb).values():
-            if not isinstance(o, nn.Module) or not (isinstance(o, AveragedModel) or 'ema' in type(o).__name__.lower()): continue
-            copy = getattr(o, 'module', o)
-            if [(n, p.shape) for n,p in copy.named_parameters()]==[(n, p.shape) for n,p in get_model(learn.model).named_parameters()]: yield copy
+    for o in [o for cb in learn.cbs for o in vars(cb).values() if isinstance(o, nn.Module)]:
+        if not (isinstance(o, AveragedModel) or 'ema' in type(o).__name__.lower()): continue
+        copy = getattr(o, 'module', o)
+        if [(n, p.shape) for n,p in copy.named_parameters()]==[(n, p.shape) for n,p in get_model(learn.model).named_parameters()]: yield copy
 
 @patch
 def _sparsify(self:MaskCallback, fraction):
@@ -143,23 +142,23 @@ def position(self:MaskCallback
 
 @patch
 def _update(self:MaskCallback):
-    if (self.epoch*self.n_iter + self.iter+1)%self.every==0 or self.position==1: self._sparsify(self.fraction(self.position))
+    pos = self.position
+    if (self.epoch*self.n_iter + self.iter+1)%self.every==0 or pos==1: self._sparsify(self.fraction(pos))
     else: self.sparsifier.apply()
+    self.record(pos)
 
 @patch
 def after_step(self:MaskCallback):
     "Zero what is dead, and as many units as the schedule wants by the end of this batch: if others zero, too, once all of them have done so."
     if self.alone: self._update()
     else: self.sparsifier.apply()
-    self.stepped = self.alone
     self.settled.step(self.opt)
 
 @patch
 def after_batch(self:MaskCallback):
     "Do so now if it was not done after the step, or there was none, as gradients are accumulated or were not finite."
     if self.begins: return # another callback has cancelled the first batch
-    if not self.stepped: self._update()
-    self.record(self.position)
+    if not self.history or self.history[-1][0]!=self.position: self._update()
 
 @patch
 def record(self:MaskCallback, pos): self.history.append((pos, self.sparsifier.reached))

@@ -137,7 +137,6 @@ class Zeros:
         self.masks,self.rows,self.whole = masks,{n:_dead_rows(m) for n,m in masks.items()},{}
         self.workspace = workspace or Workspace(sum(m.numel() for m in masks.values()))
 
-    @torch.no_grad()
     def apply(self,
         tensors:dict # by name; those that have no mask are left alone, and so is what is `None`
     ):
@@ -148,7 +147,8 @@ class Zeros:
             if not has_numpy(t): others.append((t,m))
             elif self.rows[n] is None or m.shape==t.shape: self.workspace.multiply(t.detach().numpy(), self._whole(n, t))
             elif len(dead := self.rows[n][1]): t.detach().numpy()[(slice(None),)*self.rows[n][0] + (dead,)] = 0
-        if others: torch._foreach_mul_(*map(list, zip(*others)))
+        with torch.no_grad():
+            if others: torch._foreach_mul_(*map(list, zip(*others)))
 
     def _whole(self, n, t):
         "A mask of as many elements as `t`, in the same order, if that differs along several dimensions: to broadcast within a kernel takes longer than to multiply."

@@ -64,9 +64,11 @@ class Memory:
                     'so its input has no norm; take another criterion, or leave it out')
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self):
         "Remember the weights as they are now: the first time for `initial`, and each time for `previous`."
+        if self.needs & {'previous','initial'}: self._remember()
+
+    def _remember(self):
         for n,p in self.params.items():
             if 'previous' in self.needs or ('initial' in self.needs and n not in self.weights): self.weights[n] = p.detach().clone()
 

@@ -49,6 +49,7 @@ class Sparsifier:
         self._check()
         self.asked = {}  # what was last asked of groups that compete
         self.counts = {} # how many units of groups that compete are dead, where it need not be looked up
+        self.pooled = {} # which groups compete for what, by the sparsity that was last asked of all
         self.shrunk = False # is something gone for good?
         self.finite = {} # are the scores of a layer, where that is not waited for?
         self.searches,self.workspace = {},Workspace(sum(p.numel() for p in self.memory.params.values())) # for groups that compete
@@ -214,7 +215,9 @@ def pools(self:Sparsifier,
     sparsity # a fraction in [0,1), or a dict from layer name or glob to fraction
 ) -> list: # pairs of groups that compete and their sparsity
     "Which groups compete for which sparsity; a `ValueError` if a layer would be left empty, or a name matches none."
-    return make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)
+    if callable(self.context) or not isinstance(sparsity, float) or sparsity not in self.pooled:
+        self.pooled = {sparsity if isinstance(sparsity, float) else None:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
+    return first(self.pooled.values())
 
 @patch
 @torch.no_grad()
