@@ -331,6 +331,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fasterprune.fast.LowestAlive._low': ('fast.html#lowestalive._low', 'fasterprune/fast.py'),
                                   'fasterprune.fast.LowestAlive._low_sizes': ('fast.html#lowestalive._low_sizes', 'fasterprune/fast.py'),
                                   'fasterprune.fast.LowestAlive.find': ('fast.html#lowestalive.find', 'fasterprune/fast.py'),
+                                  'fasterprune.fast.LowestAlive.kill': ('fast.html#lowestalive.kill', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace': ('fast.html#workspace', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.__init__': ('fast.html#workspace.__init__', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.kill': ('fast.html#workspace.kill', 'fasterprune/fast.py'),

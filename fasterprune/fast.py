@@ -7,7 +7,7 @@ __all__ = ['worth_compiling', 'piece', 'multiply_loop', 'lowest_loop', 'kill_loo
            'LowestAlive', 'row_sums']
 
 # %% ../nbs/03d_fast.ipynb #99141739
-import functools, itertools
+import functools
 import numpy as np, torch
 from torch import Tensor
 
@@ -41,11 +41,14 @@ def lowest_loop(a, mask, bound, at, values):
                     n += low[i]
     return n
 
-def kill_loop(a, mask, at, chosen):
-    "Zero what is chosen of these places, and exclude it from the mask; the others are in the mask."
+def kill_loop(a, mask, at, values, threshold):
+    "Zero these places where their values are at most `threshold`, and exclude them from the mask, in which the others are; how many there were."
+    n = 0
     for i in range(at.size):
-        j = at[i]
-        a[j],mask[j] = np.float32(0) if chosen[i] else a[j],not chosen[i]
+        j,dead = at[i],values[i]<=threshold
+        a[j],mask[j] = np.float32(0) if dead else a[j],not dead
+        n += dead
+    return n
 
 def rows_loop(a, counts, sums, live):
     "The sum of the sizes in each row, of the columns that count, and which of these have something that is not zero."
@@ -59,7 +62,7 @@ def rows_loop(a, counts, sums, live):
         sums[r] = total
 
 _types = dict(multiply_loop='void(float32[::1], boolean[::1])', lowest_loop='int64(float32[::1], boolean[::1], float32, int32[::1], float32[::1])',
-    kill_loop='void(float32[::1], boolean[::1], int32[::1], boolean[::1])', rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
+    kill_loop='int64(float32[::1], boolean[::1], int32[::1], float32[::1], float32)', rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
 worth_compiling = 1<<17 # elements in all
 
 @functools.cache
@@ -112,15 +115,17 @@ class Workspace:
         a *= numbers
 
     def kill(self,
-        a:np.ndarray,     # flat, changed
-        m:np.ndarray,     # bool, as many; changed
-        at:np.ndarray,    # indices of what may go
-        chosen:np.ndarray # bool, for each of them: does it?
-    ):
-        "Zero what is chosen of these places, and exclude it from the mask."
-        if at.dtype==np.int32 and (loop := self.loop('kill_loop', a, m)): return loop(a, m, at, chosen)
-        at = at[chosen]
+        a:np.ndarray,      # flat, changed
+        m:np.ndarray,      # bool, as many; changed
+        at:np.ndarray,     # indices of what may go
+        values:np.ndarray, # a score for each of them
+        threshold:float    # the highest score that goes
+    ) -> int: # how many go
+        "Zero what is at these places, and exclude it from the mask."
+        if at.dtype==np.int32 and (loop := self.loop('kill_loop', a, m)): return loop(a, m, at, values, threshold)
+        at = at[values<=threshold]
         a[at],m[at] = 0,False
+        return len(at)
 
 def _dead_rows(mask):
     "The dimension along which a mask differs and the indices that are dead; `None` for a mask of single elements, or of all together."
@@ -170,7 +175,7 @@ def _bound(score, tensors, alive, k):
     return np.partition(sample, rank)[rank] if rank<len(sample) else np.inf
 
 class LowestAlive:
-    "Finds the lowest scores of what is alive, step after step: what is not is zeroed in the same pass."
+    "Finds the lowest scores of what is alive, step after step, and kills what they belong to; what is dead is zeroed in the same pass."
     def __init__(self,
         score,         # a function of a tensor that gives a score for each of its elements, which depends on that element alone
         workspace=None # a `Workspace`; `None`: a new one
@@ -179,7 +184,7 @@ class LowestAlive:
     def _bounds(self, tensors, alive, k):
         "Below what to look for them: as the last step tells, then as a sample tells, then everywhere."
         reach = self.reach/self.beyond*_surely(k, self.beyond) if self.beyond else np.inf
-        if reach < .1*self.threshold: yield self.threshold + reach*(1+reach/self.threshold) # the farther, the fewer there may be
+        if reach < .5*self.threshold: yield self.threshold + reach*(1+reach/self.threshold) # the farther, the fewer there may be
         yield _bound(self.score, tensors, alive, k)
         yield np.inf
 
@@ -187,18 +192,28 @@ class LowestAlive:
         tensors:list, # flat tensors on the CPU; what is not alive is zeroed
         alive:list,   # for each of them a mask, True for those that compete; there are at least `k`
         k:int         # how many, 1 or more
-    ) -> list|None: # for each tensor the indices of those that came close, and which of these are chosen; `None` if scores are not finite
-        "The `k` lowest scores of all tensors together; among equals the first ones."
+    ) -> list|None: # for each tensor, as arrays: itself, its mask, indices of those that come close, their scores; `None` if scores are not finite
+        "Look for the `k` lowest scores of all tensors together; among equals for the first ones."
         for bound in self._bounds(tensors, alive, k):
             found = [self._low(t, a.numpy(), bound) for t,a in zip(tensors, alive)]
             if None in found: return None
-            places,values = zip(*found)
-            if (n := sum(map(len, values))) >= k: break
-        values = np.concatenate(values)
+            values = np.concatenate([v for *_,v in found])
+            if len(values)>=k: break
         self.threshold = float(kth_lowest(values, k-1))
-        self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
-        chosen,ends = up_to(values, self.threshold, k),list(itertools.accumulate(map(len, places)))
-        return [(p, chosen[end-len(p):end]) for p,end in zip(places, ends)]
+        self.reach,self.beyond = float(bound)-self.threshold,len(values)-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
+        extra = np.count_nonzero(values<=self.threshold)-k
+        for *_,v in reversed(found):
+            if not extra: break
+            equal = np.flatnonzero(v==self.threshold)[-extra:]
+            v[equal] = np.inf # they stay
+            extra -= len(equal)
+        return found
+
+    def kill(self,
+        found:list # what `find` has found
+    ) -> list: # for each tensor how many
+        "Zero what belongs to the lowest scores, and exclude it from the masks."
+        return [self.workspace.kill(*f, self.threshold) for f in found]
 
     def _low(self, t, alive, bound):
         "Zero what is not alive; where the scores of the rest are at most `bound`, and what they are; `None` if they are not finite."
@@ -215,7 +230,7 @@ class LowestAlive:
             at = low.nonzero()[0]
             values.append(s[at])
             places.append(at.astype(kind)+kind(i))
-        return (np.concatenate(places),np.concatenate(values)) if np.isfinite(total) else None
+        return (a,alive,np.concatenate(places),np.concatenate(values)) if np.isfinite(total) else None
 
     def _low_sizes(self, loop, a, alive, bound):
         "The same for sizes, in one compiled loop."
@@ -223,7 +238,7 @@ class LowestAlive:
         while True:
             at,values = self.workspace.room(np.int32, n),self.workspace.room(np.float32, n)
             found = loop(a, alive, bound, at, values)
-            if found<=n: return None if found<0 else (at[:found].copy(),values[:found].copy())
+            if found<=n: return None if found<0 else (a,alive,at[:found].copy(),values[:found].copy())
             n = found
 
 # %% ../nbs/03d_fast.ipynb #6801ce83

@@ -248,16 +248,15 @@ def update(self:Sparsifier, sparsity, fraction=1.):
     zeroed = {g.weights[0].param for (groups,*_),found in zip(due, few) if found for g in groups}
     if not self.shared and len(zeroed)<len(self.masks): self.zeros.apply({n:self.params[n] for n in self.masks if n not in zeroed})
     many = [(g, low, k<dead) for (groups,k,dead),found in zip(due, few) if not found for g,low in zip(groups, self._choose(groups, k))]
-    self._kill([o for (groups,*_),found in zip(due, few) if found for o in zip(groups, found)], many)
+    self._kill([(groups, found) for (groups,*_),found in zip(due, few) if found], many)
     self.counts = counts
 
 # %% ../nbs/04_sparsify.ipynb #009522d0
 @patch
 def _kill(self:Sparsifier, few, many):
     "Mask units: some more of a group, or exactly those that are chosen of it."
-    for g,(at,chosen) in few:
-        self.workspace.kill(self.params[g.weights[0].param].detach().view(-1).numpy(), g.alive.numpy(), at, chosen) # the mask is the same memory
-        g.counted = g.dead+int(np.count_nonzero(chosen))
+    for groups,(search,found) in few:
+        for g,n in zip(groups, search.kill(found)): g.counted = g.dead+n # the masks are the same memory
     for g,dead,fewer in many:
         if fewer or self.round_to>1 or self.min_units>1: g.regrew |= bool((dead < ~g.alive).any())
         self._set(g, ~dead)
@@ -274,8 +273,10 @@ def _find_few(self:Sparsifier, groups, k):
     if k<=0 or self.round_to>1 or self.shared or self.granularity.structured or self.granularity.n_of_m or not getattr(self.criterion, 'pointwise', False): return
     if not all(has_numpy(p) and p.dtype==torch.float32 and p.is_contiguous() and not g.regrew for g,p in zip(groups, weights)): return
     if (key := tuple(map(id, groups))) not in self.searches: self.searches[key] = LowestAlive(self._pointwise(), self.workspace)
-    found = self.searches[key].find([p.view(-1) for p in weights], [g.alive for g in groups], k)
-    if found and all(g.n-g.dead-np.count_nonzero(c) >= min(self.min_units, g.n) for g,(_,c) in zip(groups, found)): return found
+    search = self.searches[key]
+    found = search.find([p.view(-1) for p in weights], [g.alive for g in groups], k)
+    def _may(g, values): return len(values) <= (most := g.n-g.dead-min(self.min_units, g.n)) or np.count_nonzero(values<=search.threshold) <= most
+    if found and all(_may(g, values) for g,(*_,values) in zip(groups, found)): return search,found
 
 # %% ../nbs/04_sparsify.ipynb #daefc842
 @patch

@@ -62,7 +62,7 @@ def test_one_pass_finds_what_all_scores_find(model, way, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert cb.sparsifier.reached==pytest.approx(cb.sparsifier.sparsity(), abs=1e-12) or 'dense' in way.get('schedule', '')
 
-def chosen(found): return [at[c] for at,c in found]
+def chosen(search, found): return [at[values<=search.threshold] for *_,at,values in found]
 
 def test_the_bound_may_be_wrong():
     "Weights that the sample misses altogether: the smallest are where it does not look."
@@ -73,7 +73,8 @@ def test_the_bound_may_be_wrong():
     w[hidden.nonzero()[:4000,0]] *= 1e-3
     alive = torch.ones(n, dtype=torch.bool)
     for k in (1,3999,4000,4001,n//2,n-1,n):
-        at, = chosen(fast.LowestAlive(torch.abs).find([w], [alive], k))
+        search = fast.LowestAlive(torch.abs)
+        at, = chosen(search, search.find([w], [alive], k))
         assert np.array_equal(at, w.argsort(stable=True)[:k].sort().values)
 
 def test_where_the_last_ones_were_may_mislead():
@@ -88,7 +89,7 @@ def test_where_the_last_ones_were_may_mislead():
         for i,change in enumerate(changes):
             w = change(w)
             n = len(bounds)
-            at, = chosen(search.find([w], [alive], k))
+            at, = chosen(search, search.find([w], [alive], k))
             scores = torch.where(alive, w.abs(), torch.inf)
             assert np.array_equal(at, scores.argsort(stable=True)[:k].sort().values), (k, i)
             if 0<i<6: assert len(bounds)==n+1 # nothing has moved: one pass
@@ -108,11 +109,16 @@ def test_loops(loops, monkeypatch):
     alive = [torch.rand(n, generator=g)>.5 for n in sizes]
     for k in (1, 500, 100_000, int(sum(a.sum() for a in alive))):
         ts = [t.clone() for t in full]
-        found = fast.LowestAlive(torch.abs, fast.Workspace(sum(sizes))).find(ts, alive, k)
+        search,masks = fast.LowestAlive(torch.abs, fast.Workspace(sum(sizes))),[a.clone() for a in alive]
+        found = search.find(ts, masks, k)
         assert all(torch.equal(t, f*a) for t,f,a in zip(ts, full, alive))
         scores = torch.cat([torch.where(a, f.abs(), torch.inf) for f,a in zip(full, alive)])
-        at = np.concatenate([p+o for p,o in zip(chosen(found), (0, sizes[0], sizes[0]+sizes[1]))])
+        at = np.concatenate([p+o for p,o in zip(chosen(search, found), (0, sizes[0], sizes[0]+sizes[1]))])
         assert np.array_equal(at, scores.argsort(stable=True)[:k].sort().values)
+        counts = search.kill(found)
+        assert sum(counts)==k and counts==[int((a&~m).sum()) for a,m in zip(alive, masks)]
+        assert np.array_equal(torch.cat([a&~m for a,m in zip(alive, masks)]).nonzero()[:,0], at)
+        assert all(torch.equal(t, f*m) for t,f,m in zip(ts, full, masks))
     for bad in (torch.nan, torch.inf, -torch.inf):
         ts = [t.clone() for t in full]
         ts[2][alive[2].nonzero()[5]] = bad
