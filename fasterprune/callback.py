@@ -138,7 +138,8 @@ def _sparsify(self:MaskCallback, fraction):
 def position(self:MaskCallback
 ) -> float: # fraction of the training
     "Where the training is at the end of this batch."
-    return min(1., (self.epoch*self.n_iter + self.iter+1)/(self.n_epoch*self.n_iter))
+    l = self.learn
+    return min(1., (l.epoch*l.n_iter + l.iter+1)/(l.n_epoch*l.n_iter))
 
 @patch
 def _update(self:MaskCallback):

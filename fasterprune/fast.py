@@ -179,7 +179,10 @@ class LowestAlive:
     def __init__(self,
         score,         # a function of a tensor that gives a score for each of its elements, which depends on that element alone
         workspace=None # a `Workspace`; `None`: a new one
-    ): self.score,self.workspace,self.threshold,self.reach,self.beyond = score,workspace or Workspace(),0.,0.,0
+    ):
+        self.score,self.workspace = score,workspace or Workspace()
+        self.threshold,self.reach,self.beyond = 0.,0.,0
+        self.at,self.values = np.empty(0, np.int32),np.empty(0, np.float32)
 
     def _bounds(self, tensors, alive, k):
         "Below what to look for them: as the last step tells, then as a sample tells, then everywhere."
@@ -194,20 +197,15 @@ class LowestAlive:
         k:int         # how many, 1 or more
     ) -> list|None: # for each tensor, as arrays: itself, its mask, indices of those that come close, their scores; `None` if scores are not finite
         "Look for the `k` lowest scores of all tensors together; among equals for the first ones."
+        arrays = [(t.numpy(), a.numpy()) for t,a in zip(tensors, alive)]
         for bound in self._bounds(tensors, alive, k):
-            found = [self._low(t, a.numpy(), bound) for t,a in zip(tensors, alive)]
-            if None in found: return None
-            values = np.concatenate([v for *_,v in found])
-            if len(values)>=k: break
+            if (found := self._close(tensors, arrays, bound)) is None: return None
+            ends,at,values = found
+            if (n := ends[-1]) >= k: break
         self.threshold = float(kth_lowest(values, k-1))
-        self.reach,self.beyond = float(bound)-self.threshold,len(values)-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
-        extra = np.count_nonzero(values<=self.threshold)-k
-        for *_,v in reversed(found):
-            if not extra: break
-            equal = np.flatnonzero(v==self.threshold)[-extra:]
-            v[equal] = np.inf # they stay
-            extra -= len(equal)
-        return found
+        self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
+        if (extra := np.count_nonzero(values<=self.threshold)-k) > 0: values[np.flatnonzero(values==self.threshold)[-extra:]] = np.inf # they stay
+        return [(a, m, at[i:j], values[i:j]) for (a,m),i,j in zip(arrays, ends, ends[1:])]
 
     def kill(self,
         found:list # what `find` has found
@@ -215,31 +213,35 @@ class LowestAlive:
         "Zero what belongs to the lowest scores, and exclude it from the masks."
         return [self.workspace.kill(*f, self.threshold) for f in found]
 
-    def _low(self, t, alive, bound):
-        "Zero what is not alive; where the scores of the rest are at most `bound`, and what they are; `None` if they are not finite."
-        a = t.numpy()
-        if self.score is torch.abs and len(a) < 1<<31 and (loop := self.workspace.loop('lowest_loop', a, alive)): return self._low_sizes(loop, a, alive, bound)
-        places,values,total,kind = [],[],0.,np.int32 if len(a) < 1<<31 else np.int64
-        for i in range(0, len(a), piece):
+    def _close(self, tensors, arrays, bound):
+        "Where scores of what is alive are at most `bound`, and what they are: the ends of each tensor's part, the indices, the scores; `None` if they are not finite."
+        short = max(map(len, tensors)) < 1<<31
+        while True:
+            ends = [0]
+            for t,(a,m) in zip(tensors, arrays):
+                loop = self.workspace.loop('lowest_loop', a, m) if self.score is torch.abs and short else None
+                at,values = self.at[ends[-1]:],self.values[ends[-1]:]
+                n = loop(a, m, bound, at, values) if loop else self._by_numpy(t, m, bound, at, values)
+                if n<0: return None
+                ends.append(ends[-1]+n)
+            n = ends[-1]
+            if n<=len(self.at): return ends,self.at[:n],self.values[:n]
+            self.at,self.values = np.empty(n+n//4, np.int32 if short else np.int64),np.empty(n+n//4, np.float32)
+
+    def _by_numpy(self, t, alive, bound, at, values):
+        "What `lowest_loop` does, for any score."
+        n,total = 0,0.
+        for i in range(0, len(t), piece):
             part,live = t[i:i+piece],alive[i:i+piece]
             self.workspace.multiply_piece(part.numpy(), live)
             s,low = _scores(self.score, part),self.workspace.room(bool, len(part))
             total += np.dot(s, s) # not finite if a score isn't; a third of the time of a sum
             np.less_equal(s, bound, out=low)
             low &= live
-            at = low.nonzero()[0]
-            values.append(s[at])
-            places.append(at.astype(kind)+kind(i))
-        return (a,alive,np.concatenate(places),np.concatenate(values)) if np.isfinite(total) else None
-
-    def _low_sizes(self, loop, a, alive, bound):
-        "The same for sizes, in one compiled loop."
-        n = len(a)//64+64
-        while True:
-            at,values = self.workspace.room(np.int32, n),self.workspace.room(np.float32, n)
-            found = loop(a, alive, bound, at, values)
-            if found<=n: return None if found<0 else (a,alive,at[:found].copy(),values[:found].copy())
-            n = found
+            here = low.nonzero()[0]
+            if n+len(here)<=len(at): at[n:n+len(here)],values[n:n+len(here)] = here+i,s[here]
+            n += len(here)
+        return n if np.isfinite(total) else -1
 
 # %% ../nbs/03d_fast.ipynb #6801ce83
 def row_sums(
