@@ -1,13 +1,15 @@
-"""What a training step costs with the callback, over a step of plain fastai, and with fasterai's: fits whose steps take turns, medians, one thread.
+"""What a training step costs with the callback, over a step of plain fastai, and with fasterai's: fits whose steps take turns.
 
-Writes results/step_overhead.csv. On a CPU ten minutes, most of them for 100 million parameters; `--quick`: one. `--device cuda` runs batches of 512 images in
-bfloat16 on a GPU, and once more with torch.compile; it writes results/step_overhead_cuda.csv.
+Writes results/step_overhead.csv. On a CPU fifteen minutes; `--quick`: one. `--device cuda` runs batches of 512 images in bfloat16 on a GPU, and once more with
+torch.compile; it writes results/step_overhead_cuda.csv.
 
 Each fit runs in a thread of its own, and hands over to the next one after each batch. Batches are measured from the first event to the last, without the DataLoader.
-`zeros` is what is zero at the end, `wanted` what was asked for. The rows "as in 10 epochs of CIFAR-10" are 60 steps out of the middle of a fit of 15,630, in which
-few weights die at a step, and a filter every few steps; in all others many do.
+Where in memory a fit comes to lie makes a difference of some hundredths: so there are five rounds, each a process of its own that begins the fits in another order, and a
+row has the median of the rounds' medians, the lowest and the highest. `zeros` is what is zero at the end. The rows "as in 10 epochs of" are as many steps out of the
+middle of such a fit, in which few weights die at a step, and a filter every few steps; in all others many do.
 """
-import contextlib, io, threading, time
+import contextlib, io, random, subprocess, tempfile, threading, time
+from copy import deepcopy
 from functools import partial
 from statistics import median
 
@@ -52,12 +54,12 @@ class Turn:
             self.now = (self.now+1)%self.n
             self.changed.notify_all()
 
-def interleaved(fits):
+def interleaved(fits, n_threads=1):
     "Run all fits at once, one batch of each in turn; for each the times of its batches."
     turn = Turn(len(fits))
     turns = [Turns(i, turn) for i in range(len(fits))]
     def _run(fit, t):
-        torch.set_num_threads(1)
+        torch.set_num_threads(n_threads)
         try: fit([t, Done(t)])
         except Exception as e: turn.fail(e)
     threads = [threading.Thread(target=_run, args=o) for o in zip(fits, turns)]
@@ -88,44 +90,82 @@ def fit_of(model, shape, bs, steps, make, compiled=False):
     return learn,_fit
 
 def fasterai(granularity, context, sparsity):
+    "Theirs, with a schedule of its own: it remembers what it last gave, and fits that share it disturb each other."
     from fasterai.core.all import large_final, one_cycle
     from fasterai.sparse.all import SparsifyCallback as Theirs
-    return Theirs(sparsity, granularity, context, large_final, one_cycle, layer_type=(nn.Conv2d,nn.Linear) if granularity=='weight' else nn.Conv2d)
+    return Theirs(sparsity, granularity, context, large_final, deepcopy(one_cycle), layer_type=(nn.Conv2d,nn.Linear) if granularity=='weight' else nn.Conv2d)
 
 def n_zero(model, granularity):
     ws = [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d,*([nn.Linear] if granularity!='filter' else [])))]
     return sum(int((w==0).sum()) if granularity=='weight' else int((w==0).flatten(1).all(1).sum()) for w in ws)
 
-def middle(pos, real=15_630, steps=60): return one_cycle(.45 + pos*steps/real) if pos<1 else one_cycle(.45 + steps/real)
+def middle(steps, real): return lambda pos: one_cycle(.45 + pos*steps/real) if pos<1 else one_cycle(.45 + steps/real)
 
-def compared(name, model, shape, bs, cases, steps, compiled=False):
-    "Rows for one network: plain fastai first, and whatever callbacks there are."
-    made = {k:fit_of(model, shape, bs, steps, make, compiled) for k,make in {('plain',''):lambda: None, **cases}.items()}
-    times = interleaved([f for _,f in made.values()])
-    plain = median(times[0][5:])
-    for ((method,granularity),(learn,_)),ts in zip(made.items(), times):
-        rest = sorted(t/p for t,p in zip(ts[5:], times[0][5:]))
+class ByNumPy(SparsifyCallback):
+    "As if Numba were not installed."
+    def begin(self):
+        sparsifier = super().begin()
+        sparsifier.workspace.loops = {}
+        return sparsifier
+
+def ours(sparsity, granularity, cls=SparsifyCallback, **kwargs): return partial(cls, sparsity, granularity, **kwargs)
+
+def compared(seed, name, model, shape, bs, cases, steps, compiled=False, n_threads=1):
+    "Rows for one network: plain fastai, and whatever callbacks there are; `seed` tells in which order they begin."
+    cases = {('plain',''):lambda: None, **cases}
+    made = {k:fit_of(model, shape, bs, steps, cases[k], compiled) for k in random.Random(seed).sample(list(cases), len(cases))}
+    times = dict(zip(made, interleaved([f for _,f in made.values()], n_threads)))
+    plain = median(times['plain',''][5:])
+    for method,granularity in cases:
+        learn,ts = made[method,granularity][0],times[method,granularity]
         found = dict(zeros=n_zero(learn.model, granularity.split(',')[0])) if granularity else {}
-        yield dict(network=name, batch=bs, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]),
-            over_plain=median(ts[5:])/plain, lower=rest[len(rest)//4], upper=rest[3*len(rest)//4], extra_ms=1e3*(median(ts[5:])-plain),
-            first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
+        yield dict(network=name, batch=bs, threads=n_threads, compiled=compiled, granularity=granularity, method=method, ms=1e3*median(ts[5:]),
+            over_plain=median(ts[5:])/plain, extra_ms=1e3*(median(ts[5:])-plain), first_ms=1e3*ts[0], steps=len(ts), parameters=n_left(learn.model), **found)
 
-def ours(granularity, sparsity, **kwargs): return partial(SparsifyCallback, sparsity, granularity, **kwargs)
-
-def rows():
+def rows(seed):
+    "Those of one round; the largest network is in the first one alone."
     steps = 16 if quick else 60
-    real = ', as in 10 epochs of CIFAR-10'
-    cases = {('fasterprune','weight'):ours('weight', .9), ('fasterprune','weight'+real):ours('weight', .9, schedule=middle), ('fasterprune','filter'):ours('filter', .5),
-        ('fasterprune','filter'+real):ours('filter', .5, schedule=middle), ('fasterprune','kernel'):ours('kernel', .5), ('fasterprune','2:4'):ours('2:4', .5)}
-    if not gpu: cases.update({('fasterai','weight'):partial(fasterai, 'weight', 'global', .9), ('fasterai','filter'):partial(fasterai, 'filter', 'global', .5)})
-    yield from compared('resnet18, 32 px', resnet, (3,32,32), 512 if gpu else 32, cases, steps)
-    if gpu: yield from compared('resnet18, 32 px', resnet, (3,32,32), 512, cases, steps, True)
-    dense = {('fasterprune','weight'):ours('weight', .9), ('fasterprune','neuron'):ours('neuron', .5), **({} if gpu else {('fasterai','weight'):partial(fasterai, 'weight', 'global', .9)})}
-    yield from compared('mlp 784-512-512-10', mlp, (784,), 64, dense, 4*steps)
-    for millions in (1,10) if quick else (1,10,100):
+    cifar,mnist = ', as in 10 epochs of CIFAR-10',', as in 10 epochs of MNIST'
+    us,numpy,them = 'fasterprune','fasterprune, NumPy','fasterai'
+    weights = {(us,'weight'):ours(.9, 'weight'), (us,'weight'+cifar):ours(.9, 'weight', schedule=middle(steps, 15_630))}
+    filters = {(us,'filter'):ours(.5, 'filter'), (us,'filter'+cifar):ours(.5, 'filter', schedule=middle(steps, 15_630))}
+    others = {(us,'kernel'):ours(.5, 'kernel'), (us,'2:4'):ours(.5, '2:4')}
+    slow = {(numpy,'weight'):ours(.9, 'weight', ByNumPy), (numpy,'weight'+cifar):ours(.9, 'weight', ByNumPy, schedule=middle(steps, 15_630))}
+    theirs = {(them,'weight'):partial(fasterai, 'weight', 'global', .9), (them,'filter'):partial(fasterai, 'filter', 'global', .5)}
+    cnn = 'resnet18, 32 px',resnet,(3,32,32),512 if gpu else 32
+    dense = {(us,'weight'):ours(.9, 'weight'), (us,'weight'+mnist):ours(.9, 'weight', schedule=middle(4*steps, 9_380)), (us,'neuron'):ours(.5, 'neuron')}
+    small = {(numpy,'weight'):ours(.9, 'weight', ByNumPy), (them,'weight'):partial(fasterai, 'weight', 'global', .9)}
+    if gpu:
+        for compiled in (False,True): yield from compared(seed, *cnn, {**weights, **filters, **others}, steps, compiled)
+    else:
+        yield from compared(seed, *cnn, {**weights, **slow, **filters, **others, **theirs}, steps)
+        yield from compared(seed, *cnn, {**weights, **slow, **filters}, steps, n_threads=2)
+    perceptron = 'mlp 784-512-512-10',mlp,(784,),64,dense if gpu else {**dense, **small},4*steps
+    for n_threads in (1,) if gpu else (1,2): yield from compared(seed, *perceptron, n_threads=n_threads)
+    for millions in (1,10,100)[:2 if quick or seed else 3]:
         n = wide(millions)[1].in_features
-        yield from compared(f'{millions}M', partial(wide, millions), (n,), 8, {('fasterprune','weight'):ours('weight', .9)}, 20 if millions==100 else steps)
+        yield from compared(seed, f'{millions}M', partial(wide, millions), (n,), 8, {(us,'weight'):ours(.9, 'weight')}, 20 if millions==100 else steps)
+
+def run(seed):
+    "A round, in a process of its own."
+    with tempfile.NamedTemporaryFile(suffix='.json') as f:
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], '--round', str(seed), f.name], check=True)
+        return pd.read_json(f.name)
+
+def summed_up(df):
+    "The rounds in one."
+    key = ['network','batch','threads','compiled','granularity','method']
+    df['granularity'] = df.granularity.fillna('')
+    by = df.groupby(key, sort=False)
+    return by.agg(ms=('ms','median'), over_plain=('over_plain','median'), lower=('over_plain','min'), upper=('over_plain','max'), extra_ms=('extra_ms','median'),
+        first_ms=('first_ms','median'), rounds=('ms','size'), steps=('steps','first'), parameters=('parameters','first'), zeros=('zeros','first')).reset_index()
 
 if __name__=='__main__':
-    torch.set_num_threads(1)
-    write(pd.DataFrame(rows()).assign(**versions(), fasterai=version('fasterai') if not gpu else '', numba=version('numba') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)
+    if '--round' in sys.argv:
+        *_,seed,path = sys.argv
+        torch.set_num_threads(1)
+        pd.DataFrame(rows(int(seed))).to_json(path, orient='records')
+    else:
+        df = summed_up(pd.concat([run(i) for i in range(1 if quick else 5)]))
+        circumstances = {**versions(), 'machine':f'{platform.machine()}, {os.cpu_count()} cores'}
+        write(df.assign(**circumstances, fasterai=version('fasterai') if not gpu else '', numba=version('numba') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)
