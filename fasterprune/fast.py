@@ -216,6 +216,8 @@ class LowestAlive:
     def _close(self, tensors, arrays, bound):
         "Where scores of what is alive are at most `bound`, and what they are: the ends of each tensor's part, the indices, the scores; `None` if they are not finite."
         short = max(map(len, tensors)) < 1<<31
+        def _make_room(n): self.at,self.values = np.empty(n, np.int32 if short else np.int64),np.empty(n, np.float32)
+        if not len(self.at): _make_room(sum(map(len, tensors))//64 + 64)
         while True:
             ends = [0]
             for t,(a,m) in zip(tensors, arrays):
@@ -226,7 +228,7 @@ class LowestAlive:
                 ends.append(ends[-1]+n)
             n = ends[-1]
             if n<=len(self.at): return ends,self.at[:n],self.values[:n]
-            self.at,self.values = np.empty(n+n//4, np.int32 if short else np.int64),np.empty(n+n//4, np.float32)
+            _make_room(2*n)
 
     def _by_numpy(self, t, alive, bound, at, values):
         "What `lowest_loop` does, for any score."
