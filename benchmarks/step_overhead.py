@@ -1,6 +1,6 @@
 """What a training step costs with the callback, over a step of plain fastai, and with fasterai's: fits whose steps take turns.
 
-Writes results/step_overhead.csv. On a CPU fifteen minutes; `--quick`: one. `--device cuda` runs batches of 512 images in bfloat16 on a GPU, and once more with
+Writes results/step_overhead.csv. On a CPU half an hour; `--quick`: one. `--device cuda` runs batches of 512 images in bfloat16 on a GPU, and once more with
 torch.compile; it writes results/step_overhead_cuda.csv.
 
 Each fit runs in a thread of its own, and hands over to the next one after each batch. Batches are measured from the first event to the last, without the DataLoader.

@@ -334,6 +334,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fasterprune.fast.LowestAlive.kill': ('fast.html#lowestalive.kill', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace': ('fast.html#workspace', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.__init__': ('fast.html#workspace.__init__', 'fasterprune/fast.py'),
+                                  'fasterprune.fast.Workspace.__reduce__': ('fast.html#workspace.__reduce__', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.kill': ('fast.html#workspace.kill', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.loop': ('fast.html#workspace.loop', 'fasterprune/fast.py'),
                                   'fasterprune.fast.Workspace.loops': ('fast.html#workspace.loops', 'fasterprune/fast.py'),

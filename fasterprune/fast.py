@@ -87,6 +87,8 @@ class Workspace:
         n:int=0 # how many elements there are to go through at a step
     ): self.n,self.made = n,{}
 
+    def __reduce__(self): return Workspace,(self.n,) # a copy is empty
+
     @functools.cached_property
     def loops(self): return compiled() if self.n>=worth_compiling else {}
 
@@ -157,9 +159,9 @@ class Zeros:
 
     def _whole(self, n, t):
         "A mask of as many elements as `t`, in the same order, if that differs along several dimensions: to broadcast within a kernel takes longer than to multiply."
-        if n not in self.whole:
-            m = self.masks[n]
-            self.whole[n] = (m if m.shape==t.shape or sum(s>1 for s in m.shape)<2 else torch.empty_like(t, dtype=torch.bool).copy_(m)).numpy()
+        m = self.masks[n]
+        if m.shape==t.shape or sum(s>1 for s in m.shape)<2: return m.numpy()
+        if n not in self.whole: self.whole[n] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()
         return self.whole[n]
 
 # %% ../nbs/03d_fast.ipynb #592e3e76

@@ -1,5 +1,5 @@
 "A step costs next to nothing: the same zeros as by the slow way, found without copies of the weights, and without waiting for a GPU."
-import itertools, subprocess, sys, tracemalloc
+import itertools, pickle, subprocess, sys, tracemalloc
 
 import pytest, torch
 from fastai.basics import *
@@ -329,3 +329,18 @@ def test_sparse_moments_are_left_alone():
     learn = Learner(tensor_dls((x, y), (x, y), bs=16), net, loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2, cbs=SparsifyCallback(.5))
     assert int((net[2].weight==0).sum())==40 and learn.opt.opt.state[net[0].weight]['momentum_buffer'].is_sparse
+
+def test_a_copy_of_a_callback_goes_on():
+    "What is copied, or pickled, while a fit is going on has masks and room of its own, and no compiled loops."
+    cb = SparsifyCallback(.5)
+    learn = fit(learner(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2100), nn.ReLU(), nn.Linear(2100, 10))), 1, cb)
+    for copied in (deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
+        sp = copied(cb.sparsifier)
+        before = {n:m.clone() for n,m in cb.sparsifier.masks.items()}
+        assert 'loops' not in vars(sp.workspace) and not sp.workspace.made
+        sp.update(.9)
+        for p in sp.params.values(): p.grad = torch.ones_like(p)
+        sp.apply_grad()
+        for n,m in sp.masks.items(): assert torch.equal(sp.params[n].grad!=0, m) and torch.equal(sp.params[n]!=0, m)
+        assert sp.reached==pytest.approx(.9, abs=1e-5)
+        assert all(torch.equal(m, before[n]) for n,m in cb.sparsifier.masks.items()) and cb.sparsifier.reached==pytest.approx(.5, abs=1e-5)
