@@ -184,7 +184,6 @@ class LowestAlive:
     ):
         self.score,self.workspace = score,workspace or Workspace()
         self.threshold,self.reach,self.beyond = 0.,0.,0
-        self.at,self.values = np.empty(0, np.int32),np.empty(0, np.float32)
 
     def _bounds(self, tensors, alive, k):
         "Below what to look for them: as the last step tells, then as a sample tells, then everywhere."
@@ -201,7 +200,7 @@ class LowestAlive:
         "Look for the `k` lowest scores of all tensors together; among equals for the first ones."
         arrays = [(t.numpy(), a.numpy()) for t,a in zip(tensors, alive)]
         for bound in self._bounds(tensors, alive, k):
-            if (found := self._close(tensors, arrays, bound)) is None: return None
+            if (found := self._close(tensors, arrays, bound, k)) is None: return None
             ends,at,values = found
             if (n := ends[-1]) >= k: break
         self.threshold = float(kth_lowest(values, k-1))
@@ -215,22 +214,19 @@ class LowestAlive:
         "Zero what belongs to the lowest scores, and exclude it from the masks."
         return [self.workspace.kill(*f, self.threshold) for f in found]
 
-    def _close(self, tensors, arrays, bound):
+    def _close(self, tensors, arrays, bound, k):
         "Where scores of what is alive are at most `bound`, and what they are: the ends of each tensor's part, the indices, the scores; `None` if they are not finite."
-        short = max(map(len, tensors)) < 1<<31
-        def _make_room(n): self.at,self.values = np.empty(n, np.int32 if short else np.int64),np.empty(n, np.float32)
-        if not len(self.at): _make_room(sum(map(len, tensors))//64 + 64)
+        sizes = [*map(len, tensors)]
+        short,room = max(sizes) < 1<<31,2*k + sum(sizes)//64
         while True:
-            ends = [0]
+            at,values,ends = np.empty(room, np.int32 if short else np.int64),np.empty(room, np.float32),[0] # only what is written takes memory
             for t,(a,m) in zip(tensors, arrays):
-                loop = self.workspace.loop('lowest_loop', a, m) if self.score is torch.abs and short else None
-                at,values = self.at[ends[-1]:],self.values[ends[-1]:]
-                n = loop(a, m, bound, at, values) if loop else self._by_numpy(t, m, bound, at, values)
+                i,loop = ends[-1],self.workspace.loop('lowest_loop', a, m) if self.score is torch.abs and short else None
+                n = loop(a, m, bound, at[i:], values[i:]) if loop else self._by_numpy(t, m, bound, at[i:], values[i:])
                 if n<0: return None
-                ends.append(ends[-1]+n)
-            n = ends[-1]
-            if n<=len(self.at): return ends,self.at[:n],self.values[:n]
-            _make_room(2*n)
+                ends.append(i+n)
+            if ends[-1]<=room: return ends,at[:ends[-1]],values[:ends[-1]]
+            room = ends[-1]
 
     def _by_numpy(self, t, alive, bound, at, values):
         "What `lowest_loop` does, for any score."

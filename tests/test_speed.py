@@ -83,8 +83,9 @@ def test_where_the_last_ones_were_may_mislead():
     w,alive = torch.randn(40_000, generator=g),torch.ones(40_000, dtype=torch.bool)
     search,bounds = fast.LowestAlive(torch.abs),[]
     look = search._close
-    search._close = lambda *args: (bounds.append(args[-1]), look(*args))[1]
-    changes = [lambda w: w]*6+[lambda w: 100*w, lambda w: w/100, lambda w: w+.01*torch.randn(w.shape, generator=g), torch.sign, lambda w: w*torch.rand(w.shape, generator=g)]
+    search._close = lambda *args: (bounds.append(args[2]), look(*args))[1]
+    def _drift(w): return w+.01*torch.randn(w.shape, generator=g)
+    changes = [lambda w: w]*6 + [lambda w: 100*w, lambda w: w/100, _drift, torch.sign, lambda w: w*torch.rand(w.shape, generator=g)]
     for k in (1, 50, 3000):
         for i,change in enumerate(changes):
             w = change(w)
