@@ -217,7 +217,7 @@ class LowestAlive:
     def _close(self, tensors, arrays, bound, k):
         "Where scores of what is alive are at most `bound`, and what they are: the ends of each tensor's part, the indices, the scores; `None` if they are not finite."
         sizes = [*map(len, tensors)]
-        short,room = max(sizes) < 1<<31,2*k + sum(sizes)//64
+        short,room = max(sizes) < 1<<31,2*k + sum(sizes)//1024 + 64
         while True:
             at,values,ends = np.empty(room, np.int32 if short else np.int64),np.empty(room, np.float32),[0] # only what is written takes memory
             for t,(a,m) in zip(tensors, arrays):
