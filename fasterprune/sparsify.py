@@ -215,9 +215,9 @@ def pools(self:Sparsifier,
     sparsity # a fraction in [0,1), or a dict from layer name or glob to fraction
 ) -> list: # pairs of groups that compete and their sparsity
     "Which groups compete for which sparsity; a `ValueError` if a layer would be left empty, or a name matches none."
-    if callable(self.context) or not isinstance(sparsity, float) or sparsity not in self.pooled:
-        self.pooled = {sparsity if isinstance(sparsity, float) else None:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
-    return first(self.pooled.values())
+    key = sparsity if isinstance(sparsity, float) and not callable(self.context) else None
+    if key is None or key not in self.pooled: self.pooled = {key:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
+    return self.pooled[key]
 
 @patch
 @torch.no_grad()
