@@ -1,6 +1,6 @@
-"""The most memory that a fit takes with the callback against without: each fit in a process of its own. Writes results/memory.csv. A quarter of an hour; `--quick`: three minutes.
+"""The most memory that a fit takes with the callback against without: each fit in a process of its own. Writes results/memory.csv. Ten minutes; `--quick`: three.
 
-The network has two layers, of 16 million weights each, and once more of a quarter of that. `bytes_per_weight` is what the callback takes for each weight that it may zero: what it takes more
+The network has two layers, of 25 million weights each, and once more of 9: large enough for the peak to be in a step, and not where the program starts. `bytes_per_weight` is what the callback takes for each weight that it may zero: what it takes more
 of the large network than of the small one, over the number of weights that that one has more. What it takes for any network (code that is loaded, the graph) is so left out, and is in `extra_mb`. On a
 CPU the high-water mark of the process is read, with `--device cuda` that of the allocator; large pieces of memory go straight back to the system (`MALLOC_MMAP_THRESHOLD_`), for
 what the allocator keeps for later differs by hundreds of megabytes from run to run.
@@ -11,7 +11,7 @@ from fastai.callback.all import *
 from peers import *
 
 gpu = 'cuda' in sys.argv
-device,sides,bs,steps,runs = 'cuda' if gpu else 'cpu',(1000,2000) if quick else (2000,4000),8,10 if quick else 30,1
+device,sides,bs,steps,runs = 'cuda' if gpu else 'cpu',(1000,2000) if quick else (3000,5000),8,10,1
 cases = {'plain':lambda: [], 'weight':lambda: [SparsifyCallback(.9)], 'weight, local':lambda: [SparsifyCallback(.9, context='local')],
     'neuron':lambda: [SparsifyCallback(.5, 'neuron')], 'weight, movement':lambda: [SparsifyCallback(.9, criterion='movement')]}
 

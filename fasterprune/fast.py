@@ -205,7 +205,7 @@ class LowestAlive:
             if (n := ends[-1]) >= k: break
         self.threshold = float(kth_lowest(values, k-1))
         self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
-        if (extra := np.count_nonzero(values<=self.threshold)-k) > 0: values[np.flatnonzero(values==self.threshold)[-extra:]] = np.inf # they stay
+        if np.count_nonzero(values<=self.threshold)>k: values[~up_to(values, self.threshold, k)] = np.inf # they stay
         return [(a, m, at[i:j], values[i:j]) for (a,m),i,j in zip(arrays, ends, ends[1:])]
 
     def kill(self,
