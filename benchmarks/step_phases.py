@@ -51,7 +51,8 @@ def main():
     rounds,rows = 2 if quick else 5,[]
     for name,model,shape,bs,steps,real in (('resnet18, 32 px',resnet,(3,32,32),32,32,15_630), ('mlp 784-512-512-10',mlp,(784,),64,240,9_380)):
         cases = {'plain':lambda: [], 'plain, settled':lambda: [OnlySettled()], 'masked':lambda: [SparsifyCallback(.9, schedule=middle(steps, real))]}
-        found = [dict(case=c, **fit_of(model, shape, bs, steps, cases[c]())) for seed in range(rounds) for c in random.Random(seed).sample(list(cases), len(cases))]
+        order = [c for seed in range(rounds) for c in random.Random(seed).sample(list(cases), len(cases))]
+        found = [dict(case=c, **fit_of(model, shape, bs, steps, cases[c]())) for c in order]
         mean = pd.DataFrame(found).groupby('case').median().loc[list(cases)].reset_index()
         rows.append(mean.assign(network=name, batch=bs, over_plain=mean.total/mean.total[0], over_settled=mean.total/mean.total[1], steps=steps, rounds=rounds))
     df = pd.concat(rows)
