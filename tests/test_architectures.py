@@ -1,7 +1,6 @@
 """Condensed networks compute what the dense ones do, whatever the architecture: torchvision's classifiers and segmentation models, and families of timm.
 
 Which network is taken whole and which by a shorter or narrower one of the same code path stands in zoo.py; how zeros are made, in zeros.py."""
-import time
 import pytest, torch
 from fasterprune.all import *
 from zeros import cast, gap, images, pairs, ways, zeroed
@@ -14,13 +13,10 @@ def condense(name, way, dtype):
     model,x = network(name)
     model,x = cast(zeroed(model, x, way), dtype),x.to(dtype)
     before,n = {k:v.clone() for k,v in model.state_dict().items()},params(model)
-    start = time.perf_counter()
     c = Condenser(model, x).condense()
-    seconds = time.perf_counter()-start
     after = model.state_dict()
     assert before.keys()==after.keys() and all(torch.equal(v, after[k]) for k,v in before.items()) and not model.training, 'the dense model is changed'
     assert params(c.model)==c.report.params_after <= c.report.params_before==n==params(model) and type(c.model) is type(model)
-    assert seconds <= 60
     return model,c,(x.shape[-1],x.shape[-1]+32)
 
 def cases(names): return [(n,w) for n in names for w in ways if not (w=='blocks' and n in chains)]

@@ -40,8 +40,8 @@ wanted = {('cpu', str(s), str(e), str(h)) for s in range(3) for e in (1,2) for h
 
 def _n_rows(path): return path.read_bytes().count(b'\n')-1 if path.exists() else 0
 
-def _wait(p, seconds=240):
-    out = p.communicate(timeout=seconds)[0]
+def _wait(p):
+    out = p.communicate()[0]
     return p.returncode,out
 
 @pytest.mark.parametrize('jobs', [1, pytest.param(2, marks=pytest.mark.long)])
@@ -63,17 +63,18 @@ def test_killed_three_times(tiny, jobs):
 
 def test_a_killed_process_leaves_nobody_behind(tiny):
     "Workers end when the process ends that they work for, and the file can be written again at once."
-    p = tiny(2)
+    p,start = tiny(2),time.monotonic()
     while p.poll() is None and _n_rows(tiny.results.path)<2: time.sleep(.01)
+    patience = 10*(time.monotonic()-start) # of as slow a machine as this one is now
     workers = [int(o) for o in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()]
     assert workers
     p.send_signal(signal.SIGKILL)
     p.wait()
-    end = time.time()+20
+    end = time.monotonic()+patience
     def _alive(pid): # a zombie is none
         try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]!='Z'
         except OSError: return False
-    while any(map(_alive, workers)) and time.time()<end: time.sleep(.05)
+    while any(map(_alive, workers)) and time.monotonic()<end: time.sleep(.05)
     assert not any(map(_alive, workers))
 
 @pytest.mark.long
