@@ -7,7 +7,7 @@ __all__ = ['Origin', 'TracedInt', 'origins_of']
 
 # %% ../nbs/02aa_origins.ipynb #dc26457f
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 @dataclass(frozen=True)
 class Origin:
     "Where a number comes from: an attribute of a module, or the shape of a tensor."
-    layer: str            # name of the module
-    attr: str             # the attribute
-    index: int|None = None # its place in the attribute, if that is a tuple or list
-    value: int = 0        # what it was
+    layer: str             # name of the module
+    attr: str|None         # the attribute; `None` for a shape
+    index: int|None = None # its place in the attribute, if that is a tuple or list, or in the shape
+    value: int = 0         # what it was
+    tensor: Tensor|None = field(default=None, compare=False, repr=False) # whose shape
 
 class TracedInt(int):
     "A whole number that knows its `origins`; `exact` if it is nothing but the number at the only one."
@@ -67,7 +68,7 @@ class _Calls(TorchFunctionMode):
         try: out = func(*args, **(kwargs or {}))
         finally: self.numbers = before
         if type(out) is torch.Size and getattr(func, '__name__', '') in ('__get__','size'):
-            return torch.Size([TracedInt(n, (Origin('', 'shape', i, n),), self) for i,n in enumerate(out)])
+            return torch.Size([TracedInt(n, (Origin('', None, i, n, args[0]),), self) for i,n in enumerate(out)])
         return out
 
 @contextmanager
