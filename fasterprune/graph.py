@@ -264,14 +264,6 @@ def count(self:Graph, origin, units):
         self.sizes.append(Size(layer, attr, units, index))
 
 @patch
-def is_width(self:Graph, number):
-    "Is a size an attribute of a module, or that of a tensor along its units?"
-    o = number.origins[0]
-    if not number.exact or o.attr is not None: return number.exact
-    s = self.env.get(id(o.tensor))
-    return isinstance(s, Signal) and not s.bare and s.varies(o.index)
-
-@patch
 def fresh_along(self:Graph, shape, dims):
     "New units for each element of a shape along `dims`, as if there were one item; `None` if there are none, or too many."
     sizes = [s if d in dims else 1 for d,s in enumerate(shape)]
@@ -463,6 +455,7 @@ def _place_bare(self:Graph, name, units, alone):
         most,least = torch.where(free, -1, rows).amax(1),torch.where(free, self.n_units, rows).amin(1)
         if (name,d) in self.fixed or not ((most==least)|(most<0)).all() or units.shape[d]==1: continue
         self.bound[name,d],self.role[name,d] = torch.where(most<0, rows[:,0], most),'makes'
+        if (most<0).any(): self.pins.append((rows[most<0,0], f'parts of {name} meet nothing that could go'))
         return
     self.pins.append((units.unique(), f'{name} cannot be cut'))
 

@@ -246,7 +246,9 @@ def _free_dims(graph, op, dims, shape, open_at, named):
     counts = {v for k,v in vars(graph.model.get_submodule(op.place)).items() if type(v) is int and _counts_heads(k)}
     heads = [d for d in dims if _counts_heads(attrs.get(d, ''))] or [d for d in reversed(dims[:-1]) if d not in attrs and shape[d] in counts][:1]
     found = heads[:1] + [d for d in dims if d in open_at]
-    if not found: found = [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + [dims[-1]]
+    if not found:
+        computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
+        found = [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + computed[:1] + [dims[-1]]
     return [*dict.fromkeys(found)]
 
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr

@@ -232,17 +232,21 @@ def _new(graph, op, *args, **kwargs):
     "A constant of the code, but for sizes that stand in attributes or are those of units: they change with them."
     if graph.doubt(op): return None
     named = origins_of(op.numbers, op.out.shape)
-    dims = [d for d in range(1, op.out.ndim) if named[d] is not None and graph.is_width(named[d])]
-    ids = graph.fresh_along(op.out.shape, dims)
+    counted = [d for d in range(1, op.out.ndim) if named[d] is not None and named[d].exact and named[d].origins[0].attr is not None]
+    ids = graph.fresh_along(op.out.shape, counted) if counted else _as_wide(graph, named, op.out.shape)
     if ids is None: return None
     fill = _news[op.name.removeprefix('new_').removesuffix('_strided')]
     if fill is None: fill = kwargs.get('fill_value', args[-1])
     out = Signal(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
-    for d in dims:
-        o = named[d].origins[0]
-        if o.attr is None: graph.tie(rows_of(graph.env[id(o.tensor)].ids, o.index)[:,:1], rows_of(ids, d))
-        else: graph.count(o, rows_of(ids, d)[:,0])
+    for d in counted: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
     return graph.guessed(op, out)
+
+def _as_wide(graph, named, shape):
+    "The units of another tensor, for a new one that is as wide; `None` if it is not."
+    for d,number in enumerate(named):
+        s = graph.env.get(id(number.origins[0].tensor)) if d and number is not None and number.exact else None
+        if isinstance(s, Signal) and not s.bare and [i for i in range(len(s.shape)) if s.varies(i)]==[number.origins[0].index]:
+            return spread(rows_of(s.ids, number.origins[0].index)[:,0], d, shape)
 
 # %% ../nbs/02b_rules.ipynb #f21361cc
 _pools = [f'{kind}_pool{d}d' for kind in ('max','avg','adaptive_avg','adaptive_max') for d in (1,2,3)] + ['max_pool2d_with_indices','max_pool3d_with_indices']
