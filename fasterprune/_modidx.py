@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.enter': ('capture.html#_recorder.enter', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.leave': ('capture.html#_recorder.leave', 'fasterprune/capture.py'),
+                                     'fasterprune.capture._as_exported': ('capture.html#_as_exported', 'fasterprune/capture.py'),
                                      'fasterprune.capture._called_by_layers': ('capture.html#_called_by_layers', 'fasterprune/capture.py'),
                                      'fasterprune.capture._line': ('capture.html#_line', 'fasterprune/capture.py'),
                                      'fasterprune.capture._unobserved': ('capture.html#_unobserved', 'fasterprune/capture.py'),
