@@ -807,6 +807,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fasterprune.rules.Signal.unknown': ('rules.html#signal.unknown', 'fasterprune/rules.py'),
                                    'fasterprune.rules.Signal.varies': ('rules.html#signal.varies', 'fasterprune/rules.py'),
                                    'fasterprune.rules.Size': ('rules.html#size', 'fasterprune/rules.py'),
+                                   'fasterprune.rules._as_taken': ('rules.html#_as_taken', 'fasterprune/rules.py'),
+                                   'fasterprune.rules._by_truth': ('rules.html#_by_truth', 'fasterprune/rules.py'),
                                    'fasterprune.rules._filled': ('rules.html#_filled', 'fasterprune/rules.py'),
                                    'fasterprune.rules._in_channel': ('rules.html#_in_channel', 'fasterprune/rules.py'),
                                    'fasterprune.rules._known': ('rules.html#_known', 'fasterprune/rules.py'),
