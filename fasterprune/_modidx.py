@@ -698,6 +698,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fasterprune.plan._sink': ('plan.html#_sink', 'fasterprune/plan.py'),
                                   'fasterprune.plan._start': ('plan.html#_start', 'fasterprune/plan.py'),
                                   'fasterprune.plan.apply_plan': ('plan.html#apply_plan', 'fasterprune/plan.py'),
+                                  'fasterprune.plan.comparable': ('plan.html#comparable', 'fasterprune/plan.py'),
                                   'fasterprune.plan.dead_modules': ('plan.html#dead_modules', 'fasterprune/plan.py'),
                                   'fasterprune.plan.make_plan': ('plan.html#make_plan', 'fasterprune/plan.py'),
                                   'fasterprune.plan.new_sizes': ('plan.html#new_sizes', 'fasterprune/plan.py'),
