@@ -7,7 +7,7 @@ __all__ = ['evaluating', 'watch_pass', 'as_tuple', 'first_items', 'Op', 'Call', 
 
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,6 +210,15 @@ def _called_by_layers(recorder):
         for h in handles: h.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
 
+@contextmanager
+def _as_exported():
+    "Code that asks whether it is exported is told so: then it takes no short cut that depends on data."
+    flags = {n:f for n in ('_is_compiling_flag','_is_exporting_flag') if (f := getattr(torch.compiler, n, None)) is not None}
+    for n in flags: setattr(torch.compiler, n, True)
+    try: yield
+    finally:
+        for n,f in flags.items(): setattr(torch.compiler, n, f)
+
 # %% ../nbs/02a_capture.ipynb #3a970774
 def _watched(model, recorder):
     "What the network gives out, while the recorder writes down what it does."
@@ -237,8 +246,12 @@ def capture(
         if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
             with evaluating(model): model(*tape.inputs)
         tape.output = _watched(model, recorder)
-    except _DependsOnData as e: raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
-        'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
+    except _DependsOnData as e:
+        with suppress(ValueError):
+            if not torch.compiler.is_compiling():
+                with _as_exported(): return capture(model, sample, whole)
+        raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
+            'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
     except Exception as e:
         shapes = ', '.join(f'{tuple(x.shape)} {x.dtype} on {x.device}'.replace('torch.', '') if isinstance(x, Tensor) else type(x).__name__ for x in xs)
         p = next(model.parameters(), None)

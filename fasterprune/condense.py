@@ -153,10 +153,9 @@ def _fitting(self:Condenser, verify):
 @patch
 def _doubt_numbers(self:Condenser):
     "If there are numbers in the code that are others for another batch, analyze anew, in doubt of them."
-    ops = self.graph.tape.ops
-    other = self._other_ops() if self.graph.numeric else []
-    if [o.name for o in ops]!=[o.name for o in other]: return
-    wrong = {i:1 for i in self.graph.numeric if numbers_of(ops[i])!=numbers_of(other[i])}
+    ops,other = map(comparable, (self.graph.tape.ops, self._other_ops() if self.graph.numeric else []))
+    if [o.name for _,o in ops]!=[o.name for _,o in other]: return
+    wrong = {i:1 for (i,o),(_,p) in zip(ops, other) if i in self.graph.numeric and numbers_of(o)!=numbers_of(p)}
     if wrong: self.graph = Graph(self.plain, self.sample, self.graph.tape, wrong, self.expand)
 
 @patch

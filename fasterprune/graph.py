@@ -288,7 +288,7 @@ def note_mean(self:Graph, op, mean, deaf):
     if self.n_uses(self.tensors[mean.name])>1: return
     if self.reads[i].bias is None: self.reads[i] = replace(self.reads[i], mean=mean.name)
 
-_moving = {'permute','transpose','contiguous','layer_norm','group_norm','rms_norm','to','movedim','clone','_to_copy','type_as','float'}
+_moving = {'permute','transpose','movedim','view','reshape','flatten','unflatten','contiguous','clone','layer_norm','group_norm','rms_norm','to','_to_copy','type_as','float'}
 
 @patch
 def norm_dim(self:Graph, op, ids):

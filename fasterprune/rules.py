@@ -174,16 +174,23 @@ def _known(const, f):
     out = f(const.clone()).double()
     return torch.where(const.isnan() | ~out.isfinite(), torch.nan, out)
 
+def _by_truth(name): return name in ('where','masked_fill') or name.startswith(('bitwise','logical'))
+
+def _as_taken(const, given):
+    "A constant as an operation takes it that tells truth values and whole numbers from other numbers."
+    return const.to(given.dtype) if isinstance(const, Tensor) and isinstance(given, Tensor) and not given.is_floating_point() else const
+
 _pointwise_ops = ('relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid log_sigmoid hardtanh hardswish hardsigmoid '
     'hardshrink softshrink tanhshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square sqrt rsqrt reciprocal log log2 log10 log1p sin cos tan '
     'asin acos atan sinh cosh asinh acosh atanh erf erfc sign sgn floor ceil round trunc frac nan_to_num logit rsub pow add sub mul div true_divide '
     'floor_divide remainder fmod eq ne lt le gt ge isnan isinf isfinite logical_not bitwise_not positive negative clip absolute float_power exp2 '
-    'maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign xlogy logical_and logical_or bitwise_and bitwise_or multiply divide subtract').split()
+    'maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign xlogy logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract').split()
+_operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_xor') # as Python's operators are called
 
-@rule(*_pointwise_ops)
+@rule(*_pointwise_ops, *_operators)
 def pointwise(graph, op, *args, **kwargs):
     "A function of each element of its arguments."
-    name = op.name.removesuffix('_')
+    name = _operators.get(op.name) or op.name.removesuffix('_')
     tensors = [a for a in leaves([args,kwargs]) if isinstance(a, (Signal,Param,Tensor)) and not (isinstance(a, Tensor) and a.ndim==0)]
     f = getattr(aten, name)
     if len(tensors)==1 and isinstance(args[0], (Signal,Param)):
@@ -191,7 +198,8 @@ def pointwise(graph, op, *args, **kwargs):
         if any(isinstance(a, (int,float)) for a in args[1:]) and not x.bare and (~distinct(x.const).isnan()).any():
             graph.numeric.add(graph.at) # does the number depend on sizes?
             if graph.doubt(op): return x.unknown()
-        return Signal(x.ids, _known(distinct(x.const), lambda c: f(c, *args[1:], **kwargs)).expand(x.shape), x.bare)
+        def _f(c): return f(_as_taken(c.nan_to_num(), op.args[0]) if _by_truth(name) else c, *args[1:], **kwargs)
+        return Signal(x.ids, _known(distinct(x.const), _f).expand(x.shape), x.bare)
     values = iter(graph.elementwise(op, tensors))
     ids = next(values)
     consts = list(values)
@@ -203,8 +211,7 @@ def pointwise(graph, op, *args, **kwargs):
         given = iter(c.nan_to_num() for c in consts)
         def _value(a): return (next(given) if any(a is t for t in tensors) else a)
         flat = [_value(a) if not isinstance(a, (tuple,list)) else a for a in args]
-        if name=='where' or name=='masked_fill': flat[name!='where'] = flat[name!='where'].bool()
-        if name.startswith(('bitwise','logical')): flat = [a.bool() if isinstance(a, Tensor) else a for a in flat]
+        if _by_truth(name): flat = [_as_taken(a, t) for a,t in zip(flat, op.args)]
         out = torch.where(known, f(*flat, **kwargs).double(), torch.nan)
     return Signal(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
 
