@@ -7,7 +7,7 @@ __all__ = ['evaluating', 'watch_pass', 'as_tuple', 'first_items', 'Op', 'Call', 
 
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,9 @@ from fastai.callback.core import Callback
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import origins
+from .origins import traced_numbers
 
 # %% ../nbs/02a_capture.ipynb #4419443a
 @contextmanager
@@ -89,6 +92,7 @@ class Op:
     place: str     # name of the module in which it was called
     line: str = '' # where in the code
     inner: tuple = () # what is performed inside, if it is a whole module
+    numbers: tuple = () # the whole numbers that PyTorch was called with, if some of them know where they come from
 
 @dataclass(eq=False)
 class Call:
@@ -126,13 +130,13 @@ def copy_of(
     return deepcopy(model, memo).to(dtype)
 
 # %% ../nbs/02a_capture.ipynb #b016bf63
-_torch = os.path.dirname(torch.__file__)+os.sep,'<string>','<frozen'
+_torch = os.path.dirname(torch.__file__)+os.sep,origins.__file__,'<string>','<frozen'
 
 def _line():
     "Where in the code of the model, or of whoever wrote the layer, the running operation is called."
     f = sys._getframe(2)
     while f.f_code.co_filename.startswith(_torch): f = f.f_back
-    if f.f_code is capture.__code__: return ''
+    if f.f_code is _watched.__code__: return ''
     name,code = os.path.basename(f.f_code.co_filename),linecache.getline(f.f_code.co_filename, f.f_lineno).strip()
     return ' '.join([f'{name}:{f.f_lineno}']*(name[0]!='<' or not code) + [f'`{code}`']*bool(code)) # a cell of a notebook has no name
 
@@ -144,9 +148,13 @@ class _Recorder(TorchDispatchMode):
     "Writes down operations."
     def __init__(self, model, tape, whole):
         super().__init__()
-        self.tape,self.whole,self.stack,self.inside = tape,whole,[],0
+        self.tape,self.whole = tape,whole
         self.names = {m:n for n,m in model.named_modules()}
-        self.varies = {id(x) for x in tensors_in(tape.inputs)}
+        self.restart()
+
+    def restart(self):
+        self.tape.ops,self.tape.calls,self.stack,self.calls = [],[],[],None
+        self.varies = {id(x) for x in tensors_in(self.tape.inputs)}
 
     @classmethod
     def _should_skip_dynamo(cls): return False # PyTorch would import its compiler, which takes seconds, to keep it away from here
@@ -158,7 +166,7 @@ class _Recorder(TorchDispatchMode):
         if varies and name in _to_python and not (name in _number and args[0].dtype in _integers): raise _DependsOnData(f'what it does depends on the values of its input, at {_line()}')
         out = func(*args, **kwargs)
         place = self.stack[-1][0] if self.stack else ''
-        self.tape.ops.append(Op(name, args, kwargs, out, place, '' if name in _plain else _line()))
+        self.tape.ops.append(Op(name, args, kwargs, out, place, '' if name in _plain else _line(), numbers=self.calls.numbers if self.calls else ()))
         if varies: self.varies.update(map(id, tensors_in(out if not name.endswith('_') else [out,args[0]])))
         return out
 
@@ -212,6 +220,18 @@ def _as_exported():
         for n,f in flags.items(): setattr(torch.compiler, n, f)
 
 # %% ../nbs/02a_capture.ipynb #3a970774
+def _watched(model, recorder):
+    "What the network gives out, while the recorder writes down what it does."
+    for traced in (True,False):
+        recorder.restart()
+        try:
+            with evaluating(model), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder), \
+                (traced_numbers(model) if traced else nullcontext()) as recorder.calls, recorder: return model(*recorder.tape.inputs)
+        except _DependsOnData: raise
+        except Exception:
+            if not traced: raise
+
+# %% ../nbs/02a_capture.ipynb #ca62b67b
 def capture(
     model:nn.Module, # the network
     sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
@@ -225,8 +245,7 @@ def capture(
     try:
         if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
             with evaluating(model): model(*tape.inputs)
-        with evaluating(model), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder), recorder:
-            tape.output = model(*tape.inputs)
+        tape.output = _watched(model, recorder)
     except _DependsOnData as e:
         with suppress(ValueError):
             if not torch.compiler.is_compiling():

@@ -144,7 +144,7 @@ def _fitting(self:Condenser, verify):
         if any(isinstance(m, Constant) for m in trial.model.modules()) and self.replaces: # does the code look at what was replaced?
             self.replaces = False
             continue
-        if wrong<0 or graph.doubts.get(wrong, 0)>most_doubt: return trial if verify else self._try([])
+        if wrong<0 or graph.doubt_at(wrong)>most_doubt: return trial if verify else self._try([])
         op = graph.tape.ops[wrong]
         doubts = {i:graph.doubts.get(i, 0)+((o := graph.tape.ops[i]).name==op.name and bool(o.line) and o.line==op.line) for i in graph.guesses.keys() | graph.doubts.keys()}
         doubts[wrong] = graph.doubts.get(wrong, 0)+1

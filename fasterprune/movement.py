@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasterprune.capture import *
+from fasterprune.origins import origins_of
 from fasterprune.rules import *
 from fasterprune.rules import Param, Signal, aten, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, spread, uniform
 from fasterprune.layers import *
@@ -43,16 +44,29 @@ def _tied_parts(graph, x, dim, size, op):
     parts = x.ids.unflatten(dim, (-1,size))
     graph.tie(parts.narrow(dim, 0, 1), parts, f'split in {place(op)}')
 
-def _cut(graph, op, x, dim, start, stop):
-    "Make sure that the part from `start` to `stop` stays one."
+def _cut(graph, op, x, dim, start, stop, bounds):
+    "Make sure that the part from `start` to `stop` stays one; `bounds` are pairs of a number in the code and the units that it counts."
     n = x.shape[dim]
     if x.bare: return
+    if bounds and all(graph.is_followed(number) for number,_ in bounds) and graph.reading(op, 2)==0:
+        for number,units in bounds: graph.follow_size(number, units)
+        return
     doubt = graph.doubt(op)
-    if n%2==0 and {start,stop} <= {0,n//2,n} and doubt==0 and n>2: _tied_parts(graph, x, dim, n//2, op)
+    if n%2==0 and {start,stop} <= {0,n//2,n} and doubt==0 and n>2:
+        _tied_parts(graph, x, dim, n//2, op)
+        for o in {o for number,_ in bounds if number is not None for o in number.origins if o.attr is not None and o.value==n}: graph.count(o, rows_of(x.ids, dim)[:,0])
     elif doubt<2:
         fixed = x.ids.narrow(dim, 0, stop) if stop<n else x.ids.narrow(dim, 0, start)
         graph.pin(fixed, f'counted in {place(op)} at {op.line}')
     else: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
+
+def _bounds(op, units, start, stop, args):
+    "Where a part begins and ends: what is known of the number in the code, and the units that it counts."
+    def _named(n): return None if n is None else origins_of(op.numbers, (n,))[0]
+    first,last = map(_named, args)
+    bounds = [(first, units[start:] if args[0]<0 else units[:start])] if 0<start<len(units) else []
+    if op.name=='narrow': return bounds + [(last, units[start:stop])]
+    return bounds + [(last, units[stop:] if args[1]<0 else units[:stop])]*(0<stop<len(units))
 
 @rule('slice', 'narrow', 'select', 'unbind')
 def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
@@ -62,7 +76,7 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     if name=='unbind':
         if x.varies(dim): graph.pin(x.ids, f'unbound in {place(op)} at {op.line}')
         return [x.moved(lambda t: t.select(dim, i)) for i in range(n)]
-    start = start or 0
+    start,args = start or 0,(start,stop)
     start = min(start%n if start<0 and n else start, n)
     if name=='narrow': stop = start+stop
     elif name=='select': stop = start+1
@@ -72,8 +86,9 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     elif x.varies(dim):
         if step!=1: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
         else:
-            _cut(graph, op, x, dim, start, stop)
-            graph.cuts[graph.at] = rows_of(x.ids, dim)[:start,0]
+            units = rows_of(x.ids, dim)[:,0]
+            _cut(graph, op, x, dim, start, stop, [] if name=='select' else _bounds(op, units, start, stop, args))
+            graph.cuts[graph.at] = units[:start]
     if name=='select': return graph.guessed(op, x.moved(lambda t: t.select(dim, start)))
     return graph.guessed(op, x.moved(lambda t: aten.slice(t, dim, start, stop, step)))
 
@@ -84,10 +99,21 @@ def _split(graph, op, x, how, dim=0):
     dim,sizes = dim%len(x.shape),[t.shape[dim%len(x.shape)] for t in op.out]
     if isinstance(param, Param): graph.fixed.add((param.name, param.dims[dim]))
     elif x.varies(dim):
-        if len(set(sizes))==1 and graph.doubt(op)==0: _tied_parts(graph, x, dim, sizes[0], op)
-        else: graph.pin(x.ids, f'split in {place(op)} at {op.line}')
+        named = [] if 'chunk' in op.name or not isinstance(how, (int,tuple,list)) else origins_of(op.numbers, as_tuple(how))
+        _sized_parts(graph, op, x, dim, sizes, named, isinstance(how, int))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return graph.guessed(op, [x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
+
+def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
+    "Make sure that parts stay what they are: those with sizes that follow go by themselves, equal ones go together, and others stay."
+    units = rows_of(x.ids, dim)[:,0].split(sizes)
+    if named and not of_one_size and any(map(graph.is_followed, named)) and graph.reading(op, 2)==0:
+        for number,part in zip(named, units):
+            if not graph.follow_size(number, part): graph.pin(part, f'split in {place(op)} at {op.line}')
+    elif len(set(sizes))==1 and graph.doubt(op)==0:
+        _tied_parts(graph, x, dim, sizes[0], op)
+        graph.note_size(op, units[0], named[0] if named else None)
+    else: graph.pin(x.ids, f'split in {place(op)} at {op.line}')
 
 @rule('glu')
 def _glu(graph, op, x, dim=-1):
@@ -189,26 +215,23 @@ def _reshape(graph, op, x, *args):
     x = graph.signal(x)
     if name=='view' and not isinstance(args[-1], (tuple,list)): return barrier(graph, op, x)
     out = x.moved(lambda t: t.reshape(shape))
+    first,sizes = args[0]%x.ids.ndim if name=='unflatten' else 0,[] if name in ('view_as','reshape_as') else args[-1]
+    named = [None]*first + origins_of(op.numbers, sizes) + [None]*(len(shape)-first-len(sizes)) # what is known of each size
+    open_at = [first+i for i,s in enumerate(sizes) if s==-1]
     if x.bare:
         if graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
-        graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1])
+        graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1], named)
         return graph.guessed(op, out)
-    if name=='unflatten':
-        first = args[0]%x.ids.ndim
-        runs,open_at = [range(first, first+len(args[1]))],[first+i for i,s in enumerate(args[1]) if s==-1]
-    else: runs,open_at = (_runs(x.shape, shape) if 0 not in shape else []),[i for i,s in enumerate(args[-1]) if s==-1] if name not in ('view_as','reshape_as') else []
-    for run in runs:
-        split = [d for d in run if shape[d]>1]
-        if not any(out.varies(d) for d in split): continue
-        free = next((d for d in open_at if d in run), None)
-        if len(split)>1:
-            if free is None: free = _heads(graph, op, split, shape)
-            if free is None: free = split[-1]
-            if graph.doubt(op): return barrier(graph, op, x, why='which splits a dimension')
-            for d in split:
-                if d!=free: out = _one_along(graph, out, d, f'reshaped in {place(op)}')
-        elif graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
-        graph.note_sizes(op, out, [d for d in split if d not in open_at])
+    runs = [range(first, first+len(sizes))] if name=='unflatten' else _runs(x.shape, shape) if 0 not in shape else []
+    runs = [[d for d in run if shape[d]>1] for run in runs]
+    runs = [split for split in runs if any(out.varies(d) for d in split)]
+    ways = [_free_dims(graph, op, split, shape, open_at, named) for split in runs]
+    way = graph.reading(op, max(map(len, ways), default=1))
+    for split,free in zip(runs, ways):
+        if graph.doubt(op): return barrier(graph, op, x, why='which splits a dimension' if len(split)>1 else 'with sizes that stand in the code')
+        for d in split:
+            if d!=free[min(way, len(free)-1)]: out = _one_along(graph, out, d, f'reshaped in {place(op)}')
+        graph.note_sizes(op, out, [d for d in split if d not in open_at], named)
     return graph.guessed(op, out)
 
 def _one_along(graph, x, d, why):
@@ -217,11 +240,18 @@ def _one_along(graph, x, d, why):
     graph.tie(first, x.ids, why)
     return Signal(first.expand(x.shape), x.const)
 
-def _heads(graph, op, dims, shape):
-    "The dimension of attention heads, if the module has an attribute that says how many they are."
-    module = graph.model.get_submodule(op.place)
-    counts = {v for k,v in vars(module).items() if type(v) is int and 'head' in k and 'dim' not in k and 'size' not in k}
-    return next((d for d in reversed(dims[:-1]) if shape[d] in counts), None)
+def _free_dims(graph, op, dims, shape, open_at, named):
+    "Which of several dimensions the units go along, one by one: the best guess first."
+    attrs = {d:named[d].origins[0].attr or '' for d in dims if named[d] is not None and named[d].exact}
+    counts = {v for k,v in vars(graph.model.get_submodule(op.place)).items() if type(v) is int and _counts_heads(k)}
+    heads = [d for d in dims if _counts_heads(attrs.get(d, ''))] or [d for d in reversed(dims[:-1]) if d not in attrs and shape[d] in counts][:1]
+    found = heads[:1] + [d for d in dims if d in open_at]
+    if not found:
+        computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
+        found = [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + computed[:1] + [dims[-1]]
+    return [*dict.fromkeys(found)]
+
+def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 
 # %% ../nbs/02d_movement.ipynb #c428b2f9
 def _runs(a, b):

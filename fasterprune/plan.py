@@ -216,7 +216,7 @@ def wrong_guess(
 
 def _last_guess(graph, plan, stop):
     "The operation `stop`, or the last one before it, that is a guess, can be doubted more, and to which the plan matters; -1 if there is none."
-    open_to = [i for i in sorted(graph.guesses, reverse=True) if i<=stop and graph.doubts.get(i, 0)<=most_doubt]
+    open_to = [i for i in sorted(graph.guesses, reverse=True) if i<=stop and graph.doubt_at(i)<=most_doubt]
     if stop in open_to: return stop
     return next((i for i in open_to if any(not plan.keep[ids[ids>=0]].all() for ids in graph.guesses[i])), -1)
 

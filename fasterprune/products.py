@@ -114,11 +114,11 @@ def _einsum(graph, op, equation, xs, **kwargs):
 # %% ../nbs/02e_products.ipynb #b5afbed6
 @rule('scaled_dot_product_attention')
 def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
-    if kwargs.get('enable_gqa'): return barrier(graph, op, q, k, v, mask)
     q,k,v = [graph.settled(graph.signal(s), op) for s in (q,k,v)]
-    if isinstance(mask, (Signal,Param)): graph.pin(graph.signal(mask).ids, f'a mask in {place(op)}')
     n = q.ids.ndim
-    if any(s.varies(n-2) for s in (q,k,v)): return barrier(graph, op, q, k, v)
+    if any(s.varies(n-2) for s in (q,k,v)): return barrier(graph, op, q, k, v, mask)
+    if kwargs.get('enable_gqa'): k,v = [_for_each_query(graph, op, q, s) for s in (k,v)]
+    _meet_mask(graph, op, mask, q, k, v)
     if any(s.varies(n-1) for s in (q,k)): # units are in the dimension that is summed over
         if any(s.varies(d) for s in (q,k,v) for d in range(n-2)): return barrier(graph, op, q, k, v)
         (u,x),(w,y) = [graph.along(s, -1) for s in (q,k)]
@@ -129,6 +129,22 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
     const = torch.where(agreeing(v.const, -2), distinct(v.const).narrow(-2, 0, 1), torch.nan)
     ids = v.ids[...,:1,:].expand(op.out.shape)
     return Signal(ids, const.expand(op.out.shape) if mask is None else zero_or_unknown(const==0).expand(op.out.shape))
+
+# %% ../nbs/02e_products.ipynb #b70a27ba
+def _for_each_query(graph, op, q, x):
+    "Keys or values as each head of the queries sees them: if there is one head for all, it stays, and the queries' heads go by themselves."
+    if x.shape[-3]>1: return x.moved(lambda t: t.repeat_interleave(q.shape[-3]//x.shape[-3], -3))
+    graph.pin(x.ids, f'read by all heads of {place(op)}')
+    return Signal(q.ids[...,:1,:1].expand(*q.shape[:-2], *x.shape[-2:]), x.const.expand(*q.shape[:-2], *x.shape[-2:]))
+
+def _meet_mask(graph, op, mask, q, k, v):
+    "What is added to the scores of each head belongs to it; what is the same for all heads stays."
+    if not isinstance(mask, (Signal,Param)): return
+    m,n = graph.signal(mask),q.ids.ndim
+    m = m.moved(lambda t: t[(None,)*(n-t.ndim)])
+    by_heads = n>3 and m.shape[n-3]>1 and (m.bare or not any(m.varies(d) for d in (*range(n-3), n-2, n-1))) and not any(s.varies(n-1) for s in (q,k))
+    if by_heads: graph.tie(m.ids, v.ids[...,:1,:1], f'added to the scores of {place(op)}')
+    else: graph.pin(m.ids, f'a mask in {place(op)}')
 
 # %% ../nbs/02e_products.ipynb #6b9cddf7
 def _param_of(graph, m, name):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fasterprune.capture import *
+from fasterprune.origins import origins_of
 
 # %% ../nbs/02b_rules.ipynb #fae92e51
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ def pointwise(graph, op, *args, **kwargs):
 @rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to', '_to_copy', 'type_as', 'lift_fresh',
     'lift')
 def _unchanged(graph, op, x, *args, **kwargs):
+    if isinstance(x, Tensor): return None # a constant of the code that is made like another tensor
     drops = 'dropout' in op.name and args[1]
     if isinstance(x, Param) and not drops: return Param(x.name, op.out.detach(), x.dims)
     if drops: return barrier(graph, op, x)
@@ -230,8 +232,28 @@ def _filled(graph, op, x, *args, **kwargs):
     known = {'zeros_like':0., 'ones_like':1., 'full_like':args[0] if args else kwargs.get('fill_value')}.get(op.name, torch.nan)
     return Signal(x.ids, torch.tensor(float(known), dtype=torch.float64).expand(x.shape))
 
-@rule('new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_empty_strided')
-def _new(graph, op, x, *args, **kwargs): return None # a constant of the code
+_news = dict(zeros=0., ones=1., full=None, empty=torch.nan)
+
+@rule(*_news, *(f'new_{n}' for n in _news), 'new_empty_strided')
+def _new(graph, op, *args, **kwargs):
+    "A constant of the code, but for sizes that stand in attributes or are those of units: they change with them."
+    if graph.doubt(op): return None
+    named = origins_of(op.numbers, op.out.shape)
+    counted = [d for d in range(1, op.out.ndim) if named[d] is not None and named[d].exact and named[d].origins[0].attr is not None]
+    ids = graph.fresh_along(op.out.shape, counted) if counted else _as_wide(graph, named, op.out.shape)
+    if ids is None: return None
+    fill = _news[op.name.removeprefix('new_').removesuffix('_strided')]
+    if fill is None: fill = kwargs.get('fill_value', args[-1])
+    out = Signal(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
+    for d in counted: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
+    return graph.guessed(op, out)
+
+def _as_wide(graph, named, shape):
+    "The units of another tensor, for a new one that is as wide; `None` if it is not."
+    for d,number in enumerate(named):
+        s = graph.env.get(id(number.origins[0].tensor)) if d and number is not None and number.exact else None
+        if isinstance(s, Signal) and not s.bare and [i for i in range(len(s.shape)) if s.varies(i)]==[number.origins[0].index]:
+            return spread(rows_of(s.ids, number.origins[0].index)[:,0], d, shape)
 
 # %% ../nbs/02b_rules.ipynb #f21361cc
 _pools = [f'{kind}_pool{d}d' for kind in ('max','avg','adaptive_avg','adaptive_max') for d in (1,2,3)] + ['max_pool2d_with_indices','max_pool3d_with_indices']
