@@ -264,6 +264,12 @@ def count(self:Graph, origin, units):
         self.sizes.append(Size(layer, attr, units, index))
 
 @patch
+def of_inputs(self:Graph, x):
+    "Are there none but constants and units of inputs in it?"
+    ids = distinct(x.ids).flatten()
+    return bool(((ids<0) | torch.isin(ids, torch.cat([torch.zeros(0).long()] + [u.flatten() for u in self.inputs if u is not None]))).all())
+
+@patch
 def fresh_along(self:Graph, shape, dims):
     "New units for each element of a shape along `dims`, as if there were one item; `None` if there are none, or too many."
     sizes = [s if d in dims else 1 for d,s in enumerate(shape)]

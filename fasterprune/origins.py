@@ -67,8 +67,10 @@ class _Calls(TorchFunctionMode):
         before,self.numbers = self.numbers,tuple(n if getattr(n, 'run', None) is self else int(n) for n in found) if any(type(n) is TracedInt for n in found) else ()
         try: out = func(*args, **(kwargs or {}))
         finally: self.numbers = before
-        if type(out) is torch.Size and getattr(func, '__name__', '') in ('__get__','size'):
-            return torch.Size([TracedInt(n, (Origin('', None, i, n, args[0]),), self) for i,n in enumerate(out)])
+        if getattr(func, '__name__', '') not in ('__get__','size'): return out
+        def _traced(i, n): return TracedInt(n, (Origin('', None, i, n, args[0]),), self)
+        if type(out) is torch.Size: return torch.Size([_traced(i, n) for i,n in enumerate(out)])
+        if type(out) is int and func.__name__=='size': return _traced((args[1] if len(args)>1 else kwargs['dim'])%args[0].ndim, out)
         return out
 
 @contextmanager
