@@ -80,5 +80,5 @@ clean:  ## remove all that the targets above made, except .venv
 
 .venv/.installed-dev: $(META) .venv/.installed
 	$(say) 'Installing the development tools in .venv'
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,packages]'
 	@touch $@

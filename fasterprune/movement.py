@@ -231,7 +231,7 @@ def _reshape(graph, op, x, *args):
     open_at = [first+i for i,s in enumerate(sizes) if s==-1]
     if x.bare:
         if graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
-        graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1], named)
+        graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1 and d not in open_at], named)
         return graph.guessed(op, out)
     runs = [range(first, first+len(sizes))] if name=='unflatten' else _runs(x.shape, shape) if 0 not in shape else []
     runs = [[d for d in run if shape[d]>1] for run in runs]
