@@ -62,9 +62,9 @@ def watch(
     model:nn.Module, # the network
     sample           # an input, or a tuple of inputs, as `model` takes them; batch first
 ) -> Tape:
-    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer."
+    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer, or not all inputs are of as many."
     xs = as_tuple(sample)
-    few = first_items(xs)
+    few = first_items(xs) if len({len(x) for x in xs if isinstance(x, Tensor) and x.ndim})<2 else xs # a matrix that connects nodes is none of items
     try: return capture(model, few, one_operation)
     except ValueError:
         if all(len(a)==len(b) for a,b in zip(few, xs) if isinstance(a, Tensor) and a.ndim): raise

@@ -223,5 +223,6 @@ def _start(op):
     return min(max((start or 0) + x.shape[dim]*((start or 0)<0), 0), x.shape[dim])
 
 def numbers_of(op):
-    "The numbers among the arguments of an operation."
-    return [a for a in (*op.args,*op.kwargs.values()) if isinstance(a, (int,float))]
+    "The numbers among the arguments of an operation; of a reduction also that of the elements it makes one of."
+    numbers = [a for a in (*op.args,*op.kwargs.values()) if isinstance(a, (int,float))]
+    return numbers + [op.args[0].numel()/max(1, op.out.numel())] if op.name in ('sum','mean','amax','amin') else numbers

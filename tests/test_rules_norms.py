@@ -1,0 +1,108 @@
+"Norms without a mean, reductions over units and over what is no batch, matrices that mix nodes, weights that are computed in forward."
+from copy import deepcopy
+import pytest, torch
+import torch.nn.functional as F
+from torch import nn
+from fasterprune.all import *
+from fuzz_nets import Model, zero
+from nets import gap
+
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(0)
+
+def randn(*shape): return torch.randn(*shape, dtype=torch.float64)
+def dead(layer, rows): # outputs that are 0
+    zero(layer, rows)
+    if layer.bias is not None: layer.bias.data[list(rows)] = 0
+    return layer
+def condensed(net, *xs, batches=(1,3), tol=1e-10):
+    "Condense, and compare at other batch sizes."
+    c = Condenser(net, xs if len(xs)>1 else xs[0]).condense()
+    assert gap(net, c, *xs) <= tol and c.report.max_error <= tol
+    for n in batches: assert gap(net, c, *[torch.randn(n, *x.shape[1:], dtype=x.dtype) if x.is_floating_point() else x[torch.arange(n)%len(x)] for x in xs]) <= tol
+    return c
+
+# ---- reductions over units
+
+adds_nothing = dict(normalize=lambda m, x: F.normalize(m.a(x), dim=1), normalize_p=lambda m, x: F.normalize(m.a(x), p=1, dim=-1), norm=lambda m, x: m.a(x).norm(dim=1, keepdim=True),
+    linalg_norm=lambda m, x: torch.linalg.norm(m.a(x), dim=1)[:,None], largest=lambda m, x: torch.linalg.vector_norm(m.a(x), torch.inf, dim=1)[:,None],
+    divided=lambda m, x: (y := m.a(x))/y.pow(2).sum(1, keepdim=True).sqrt(), by_norm=lambda m, x: (y := m.a(x))/y.norm(dim=1)[:,None], square=lambda m, x: (m.a(x)*m.a(x)).sum(-1, True),
+    cosine=lambda m, x: F.cosine_similarity(m.a(x), m.a(x.flip(1)), dim=-1)[:,None], gram=lambda m, x: (F.normalize(m.a(x)[:,None], dim=-1)@F.normalize(m.a(x)[:,:,None], dim=1)).flatten(1),
+    distance=lambda m, x: torch.cdist(m.a(x)[:,None], m.a(x.flip(1))[:,None]).flatten(1), vecdot=lambda m, x: torch.linalg.vecdot(m.a(x), m.a(x.cos()))[:,None],
+    inner=lambda m, x: torch.einsum('bi,bi->b', m.a(x), m.a(x.cos()))[:,None], product=lambda m, x: (m.a(x)+1).prod(1, keepdim=True), count=lambda m, x: m.a(x).count_nonzero(1)[:,None]*x[:,:1])
+
+@pytest.mark.parametrize('name', adds_nothing)
+def test_what_is_zero_adds_nothing_to_a_reduction_over_units(name):
+    f = adds_nothing[name]
+    with torch.no_grad(): n = f(Model(f, a=nn.Linear(5, 8)), torch.randn(2, 5)).shape[1]
+    net = Model(lambda m, x: m.b(f(m, x)), a=dead(nn.Linear(5, 8), (1,4,6)), b=nn.Linear(n, 3)).double().eval()
+    c = condensed(net, randn(2, 5))
+    assert len(c.model.a.weight)==5, c.report
+
+@pytest.mark.parametrize('f', [lambda x: x.mean(1, keepdim=True), lambda x: x.std(1, keepdim=True), lambda x: x.softmax(1), lambda x: x.logsumexp(1, keepdim=True), lambda x: x.amax(1, keepdim=True),
+    lambda x: torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), lambda x: F.pairwise_distance(x, x.flip(0))[:,None]])
+def test_a_zero_that_counts_stays(f):
+    net = Model(lambda m, x: f(m.a(x)), a=dead(nn.Linear(5, 8), (1,4,6))).double().eval()
+    c = condensed(net, randn(3, 5), batches=())
+    assert len(c.model.a.weight)==8 and sum(k['units'] for k in c.report.kept)==3
+
+def test_a_constant_that_is_not_zero_stays_in_a_sum_over_units():
+    net = Model(lambda m, x: m.a(x).relu().sum(1, keepdim=True), a=zero(nn.Linear(5, 8), (1,4,6))).double().eval()
+    net.a.bias.data[[1,4,6]] = torch.tensor([.5,-.5,0.]).double()
+    assert len(condensed(net, randn(2, 5)).model.a.weight)==6
+
+# ---- what is no batch
+
+over_parts = dict(mean=lambda xs: torch.stack(xs).mean(0), sum=lambda xs: torch.stack(xs).sum(0), amax=lambda xs: torch.stack(xs).amax(0), weighted=lambda xs: (torch.stack(xs)*torch.tensor([.2,.3,.5]).view(3,1,1)).sum(0),
+    softmax=lambda xs: (torch.stack(xs).softmax(0)*torch.stack(xs)).sum(0))
+
+@pytest.mark.parametrize('name', ['mean','sum','amax','weighted','softmax'])
+def test_parts_that_are_stacked_are_no_batch(name):
+    f,gone = over_parts[name],(1,4,6)
+    net = Model(lambda m, x: m.d(f([m.a(x), m.b(x), m.c(x)])), a=zero(nn.Linear(5, 8), gone), b=zero(nn.Linear(5, 8), gone), c=zero(nn.Linear(5, 8), gone), d=nn.Linear(8, 3)).double().eval()
+    c = condensed(net, randn(2, 5))
+    assert len(c.model.a.weight)==(5 if name!='softmax' else 8) # of which the constants are not known
+    for l in (net.a,net.b,net.c): l.bias.data[list(gone)] = 0
+    assert len(condensed(net, randn(2, 5)).model.a.weight)==5
+
+@pytest.mark.parametrize('f,n', [(lambda x: x-x.mean(0), 5), (lambda x: x/(x.abs().sum(0)+1), 8), (lambda x: x-x.mean(0, keepdim=True).sigmoid(), 5)])
+def test_what_is_done_over_the_batch_mixes_no_units(f, n):
+    net = Model(lambda m, x: m.b(f(m.a(x))), a=zero(nn.Linear(5, 8), (1,4,6)), b=nn.Linear(8, 3)).double().eval()
+    assert len(condensed(net, randn(4, 5)).model.a.weight)==n # a sum of constants depends on how many there are
+    net.a.bias.data[[1,4,6]] = 0
+    assert len(condensed(net, randn(4, 5)).model.a.weight)==5
+
+def test_how_large_a_sum_is_depends_on_the_resolution():
+    net = Model(lambda m, x: m.b(m.a(x).sum((2,3))), a=zero(nn.Conv2d(3, 8, 1), (1,4,6)), b=nn.Linear(8, 3)).double().eval()
+    x = randn(2, 3, 6, 6)
+    c = condensed(net, x)
+    assert gap(net, c, randn(2, 3, 9, 5)) <= 1e-10 and len(c.model.a.weight)==8
+
+# ---- matrices that mix nodes
+
+adjacent = dict(matmul=lambda a, h: a@h, einsum=lambda a, h: torch.einsum('bij,bjc->bic', a, h) if a.ndim==3 else torch.einsum('ij,bjc->bic', a, h),
+    turned=lambda a, h: (h.transpose(1, 2)@a.mT).transpose(1, 2), normed=lambda a, h: a/a.sum(-1, keepdim=True)@h, softmax=lambda a, h: a.softmax(-1)@h, residual=lambda a, h: h + a@h,
+    both=lambda a, h: a.mT@(a@h), repeated=lambda a, h: (a if a.ndim==3 else a[None])@h)
+
+@pytest.mark.parametrize('how', ['input', 'one_for_all', 'buffer', 'parameter'])
+@pytest.mark.parametrize('name', adjacent)
+def test_units_go_through_a_matrix_that_connects_nodes(name, how):
+    f,n = adjacent[name],6
+    net = Model(lambda m, x, a=None: m.c(f(a if a is not None else m.adj, m.b(f(a if a is not None else m.adj, m.a(x))).relu())).mean(1), a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(8, 7), (0,2)), c=nn.Linear(7, 3))
+    adj = torch.rand(n, n)
+    if how=='buffer': net.register_buffer('adj', adj)
+    if how=='parameter': net.adj = nn.Parameter(adj)
+    net = net.double().eval()
+    xs = [randn(4, n, 5)]
+    if how=='input': xs.append(torch.rand(4, n, n, dtype=torch.float64))
+    if how=='one_for_all': xs.append(torch.rand(n, n, dtype=torch.float64))
+    c = condensed(net, *xs, batches=() if how=='one_for_all' else (1,3))
+    assert len(c.model.a.weight)==len(c.model.b.weight)==5, c.report
+
+@pytest.mark.parametrize('how', ['input', 'buffer'])
+def test_nodes_mixed_before_the_first_layer(how):
+    net = Model(lambda m, x, a=None: m.b((m.a((m.adj if a is None else a)@x))).mean(1), a=zero(dead(nn.Linear(5, 8), (1,4,6)), cols=(0,3)), b=nn.Linear(8, 3))
+    if how=='buffer': net.register_buffer('adj', torch.rand(6, 6))
+    net = net.double().eval()
+    c = condensed(net, randn(4, 6, 5), *[torch.rand(4, 6, 6, dtype=torch.float64)]*(how=='input'))
+    assert c.model.a.weight.shape==(5,3), c.report
