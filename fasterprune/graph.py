@@ -20,6 +20,7 @@ from .narrow import *
 from .rules import *
 from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
+from .recognized import recognize
 
 # %% ../nbs/03_graph.ipynb #728029cd
 class Graph:
@@ -40,6 +41,7 @@ class Graph:
         self.norms = []     # a `Norm` for each call of a layer that normalizes over units
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
         self.branches = []  # a `Branch` for each that is added to a stream and may have fewer units
+        self.plain = {}     # name of each layer whose weight is computed -> what it is as a plain layer
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
@@ -256,8 +258,11 @@ def _perform(self:Graph):
     for t in tensors_in(tape.inputs): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
+    inside,made = recognize(self)
     for self.at,op in enumerate(tape.ops):
-        self._step(op)
+        if self.at not in inside: self._step(op)
+        else: self._count(op)
+        if self.at in made: self.env[id(made[self.at][0])] = made[self.at][1]()
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
         for t in tensors_in(op.out): self.stored.setdefault(_storage(t), {})[id(t)] = t
@@ -303,6 +308,14 @@ def _input(self:Graph, x):
         self.env[id(t)] = Signal(ids.expand(t.shape), nothing.expand(t.shape))
 
 @patch
+def _count(self:Graph, op, given=None):
+    "Note what an operation takes."
+    taken = tensors_in([op.args,op.kwargs])
+    if given is None: given = [self.env.get(id(t)) for t in taken]
+    self.uses.update(a.name for a in given if isinstance(a, Param))
+    self.taken.update(map(id, taken))
+
+@patch
 def _step(self:Graph, op):
     "Perform one operation."
     def _known(o):
@@ -311,8 +324,7 @@ def _step(self:Graph, op):
         return type(o)(map(_known, o)) if type(o) in (tuple,list) else o
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
-    self.uses.update(a.name for a in given if isinstance(a, Param))
-    self.taken.update(map(id, tensors_in([op.args,op.kwargs])))
+    self._count(op, given)
     if not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
     in_place = op.name.endswith('_') and not op.name.endswith('__') and op.args and op.out is op.args[0]

@@ -103,7 +103,7 @@ def _batched(op, weight): return op.args[0].ndim==weight.value.ndim
 # %% ../nbs/02c_layers.ipynb #85fb0818
 def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     "The signal after a convolution in which each channel is filtered by itself."
-    if getattr(graph.model.get_submodule(weight.layer), 'groups', 1)!=groups:
+    if weight.layer not in graph.plain and getattr(graph.model.get_submodule(weight.layer), 'groups', 1)!=groups:
         return barrier(graph, op, x, weight, bias, why='whose number of groups stands in the code')
     x = graph.settled(x, op)
     ids,const = [v.repeat_interleave(len(weight.value)//groups) for v in graph.along(x, dim)]
@@ -157,10 +157,11 @@ def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None,
     total,r,m,v = torch.tensor(gone_from(module, n) if module else [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
     def _sums(t): return torch.zeros_like(total).index_add_(0, group, t)
     graph.norms.append(Norm(op.place, at, ids, const, group))
-    mean = ((_sums(const) + r*m)/total)*centered
+    mean = (_sums(const) + r*m)/total if centered else torch.zeros_like(total)
     var = (_sums((const-mean[group])**2) + v + r*(m-mean)**2)/total
     out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
-    return Signal(x.ids, spread(torch.where(scale==0, shift, out), dim, x.shape))
+    zero = (scale==0) | (const==0 if not centered else False) # 0 is divided
+    return Signal(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
 
 def _machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
            'narrow_attention', 'Widened', 'become_wide', 'Constant', 'geometry_of', 'replace_module', 'is_plain',
-           'make_plain', 'blueprint', 'follow']
+           'SamePadded', 'become_layer', 'make_plain', 'blueprint', 'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
 from functools import cache
@@ -247,6 +247,35 @@ def is_plain(
     "Is no weight of `model` computed from others?"
     return not any(parametrize.is_parametrized(m) or _hooks_of(m) for m in model.modules())
 
+class SamePadded:
+    "A convolution with as much padding as it takes to have an output for each of its strides; a base to put before the class of the convolution."
+    def forward(self, x):
+        pads = []
+        for n,k,s,d in zip(*[reversed(t) for t in (x.shape[2:],self.kernel_size,self.stride,self.dilation)]):
+            p = max((-(-n//s)-1)*s + (k-1)*d + 1 - n, 0)
+            pads += [p//2,p-p//2]
+        return super().forward(F.pad(x, pads))
+
+    def __reduce__(self): return _new, (SamePadded,type(self).__mro__[2]), self.__dict__
+
+@torch.no_grad()
+def become_layer(
+    m:nn.Module,   # a layer whose weight is computed; changed
+    options:dict,  # plain data: `kind` of layer, its `args`, has it a `bias`, is it padded to have the `same` size?
+    weight:Tensor=None, # what it is to have; `None`: what stands in its parameter
+    bias:Tensor=None
+):
+    "Turn a layer whose weight is computed into a plain one of torch."
+    new = getattr(nn, options['kind'])(**options['args'], bias=options['bias'], device='meta')
+    m.__class__ = _class_of(SamePadded, type(new)) if options['same'] else type(new)
+    m.__dict__.update({k:v for k,v in vars(new).items() if k[0]!='_' and k!='training' or k=='_reversed_padding_repeated_twice'}, plain_options=options)
+    for name in set(m._parameters)-{'weight','bias'}: del m._parameters[name]
+    if not options['bias']: m._parameters['bias'] = None
+    m._buffers.clear()
+    m._modules.clear()
+    for p,v in ((m.weight,weight), (m.bias,bias)):
+        if v is not None: p.data,p.grad = _as_laid_out(v.to(p.dtype).to(p.device), p),None
+
 @torch.no_grad()
 def make_plain(
     model:nn.Module # changed
@@ -274,6 +303,7 @@ def blueprint(
     named = dict(small.named_modules())
     return dict(norms={n:[m.dim,m.gone,m.group] for n,m in named.items() if isinstance(m, NarrowNorm)},
         wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
+        layers={n:m.plain_options for n,m in named.items() if 'plain_options' in vars(m)},
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
 
@@ -283,6 +313,7 @@ def follow(
     tensors:dict     # tensors of the condensed network by name
 ):
     "Give a dense network the modules and tensors of a condensed one."
+    for n,options in plan.get('layers', {}).items(): become_layer(model.get_submodule(n), options)
     for n,(dim,geometry) in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], dim, geometry))
     put_tensors(model, {k:tensors[k] for k in model.state_dict()})
     for n,(dim,gone,group) in plan['norms'].items(): become_narrow(model.get_submodule(n), dim, gone, group)

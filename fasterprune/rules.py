@@ -103,6 +103,7 @@ class Norm:
     units: Tensor  # (units,)
     const: Tensor  # their values, NaN where they depend on the network's input
     group: Tensor  # number of the group of each
+    known: object=None # what is known of it, if it is one of its own kind
 
 @dataclass(frozen=True)
 class Branch:
@@ -286,7 +287,7 @@ def _over_units(graph, op, x, dims, power):
     if several or op.name not in _adds_nothing or 'norm' in op.name and not added:
         return barrier(graph, op, x, why=_not_over_units.get(op.name, 'which is not analyzed'))
     units,const = graph.along(x, over[0])
-    graph.pin(units[const!=_adds_nothing[op.name]], f'summed over in {place(op)}')
+    graph.pin(units[const!=_adds_nothing[op.name]], f'read by {op.name} in {place(op)}, which makes one of all units')
     ids = graph.fresh(1)[0]
     graph.pin(ids, f'made by {op.name} in {place(op)}')
     return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))

@@ -106,3 +106,106 @@ def test_nodes_mixed_before_the_first_layer(how):
     net = net.double().eval()
     c = condensed(net, randn(4, 6, 5), *[torch.rand(4, 6, 6, dtype=torch.float64)]*(how=='input'))
     assert c.model.a.weight.shape==(5,3), c.report
+
+# ---- norms without a mean
+
+class Root(nn.Module):
+    "As `how` has it; the scale is `offset` + weight."
+    def __init__(self, n, how='llama', offset=0., bias=False, eps=.05):
+        super().__init__()
+        self.weight,self.how,self.offset,self.eps = nn.Parameter(torch.rand(n)+.5-offset),how,int(offset),eps
+        self.bias = nn.Parameter(torch.randn(n)) if bias else None
+        if how=='width': self.n = n
+    def forward(self, x):
+        w = self.weight + self.offset if self.offset else self.weight
+        out = getattr(self, self.how)(x, w)
+        return out if self.bias is None else out+self.bias
+    def llama(self, x, w): return w*(x*torch.rsqrt(x.pow(2).mean(-1, keepdim=True)+self.eps))
+    def root(self, x, w): return x/torch.sqrt((x*x).mean(-1, keepdim=True)+self.eps)*w
+    def power(self, x, w): return x*(self.eps+x.square().mean(dim=-1, keepdim=True)).pow(-.5)*w
+    def reciprocal(self, x, w): return (1/torch.sqrt(x.pow(2).mean(-1)+self.eps))[...,None]*x*w
+    def norm(self, x, w): return x/(x.norm(dim=-1, keepdim=True).square()/x.shape[-1]+self.eps).sqrt()*w
+    def width(self, x, w): return x/((x**2).sum(-1, keepdim=True)/self.n+self.eps).sqrt()*w
+    def torchs(self, x, w): return F.rms_norm(x, (x.shape[-1],), w, self.eps)
+    def shaped(self, x, w): return F.rms_norm(x, self.weight.shape, w, self.eps)
+    def cast(self, x, w):
+        y = x.float()
+        return w*(y*torch.rsqrt(y.pow(2).mean(-1, keepdim=True)+self.eps)).to(x.dtype)
+    def literal(self, x, w): return w*x*torch.rsqrt(x.pow(2).mean(-1, keepdim=True)+1e-3)
+
+def stream(norm, n=12, gone=(1,4,6,9), vocab=None):
+    "A residual stream of which some units are zero everywhere."
+    def _run(m, x):
+        h = m.start(x)
+        for i in (1,2): h = h + m.get_submodule(f'down{i}')(F.silu(m.get_submodule(f'up{i}')(m.get_submodule(f'norm{i}')(h))))
+        return m.head(m.last(h))
+    parts = {f'{k}{i}':v for i in (1,2) for k,v in (('norm',norm(n)), ('up',nn.Linear(n, 10)), ('down',dead(nn.Linear(10, n), gone)))}
+    net = Model(_run, start=dead(nn.Linear(5, n), gone) if vocab is None else nn.Embedding(vocab, n), last=norm(n), head=nn.Linear(n, vocab or 3, bias=not vocab), **parts)
+    if vocab:
+        net.head.weight = net.start.weight
+        with torch.no_grad(): net.start.weight[:,list(gone)] = 0
+    return net.double().eval()
+
+hows = 'llama root power reciprocal norm width torchs shaped'.split()
+
+@pytest.mark.parametrize('how,offset,bias', [(h,0.,False) for h in hows] + [('llama',1.,False), ('root',0.,True), ('power',1.,True), ('torchs',0.,True)])
+def test_dead_units_of_a_stream_go_through_norms_without_a_mean(how, offset, bias, tmp_path):
+    net,x = stream(lambda n: Root(n, how, offset, bias)),randn(3, 7, 5)
+    old = {k:v.clone() for k,v in net.state_dict().items()}
+    c = condensed(net, x)
+    assert c.model.last.weight.shape==(8,) and c.model.up1.in_features==c.model.head.in_features==c.model.down2.out_features==8, c.report
+    assert c.model.last.eps==pytest.approx(.05*12/8) and net.last.eps==.05 and all(torch.equal(v, old[k]) for k,v in net.state_dict().items())
+    assert condensed(c.model, x).report.params_after==c.report.params_after
+    c.save(tmp_path/'c.safetensors')
+    back = load_condensed(tmp_path/'c.safetensors', net)
+    assert torch.equal(back.model(x), c.model(x)) and back.model.last.eps==c.model.last.eps
+    with torch.no_grad():
+        for l in (c.model.start,c.model.down1,c.model.down2): dead(l, (0,5))
+    more = condensed(c.model, x) # cut twice
+    assert len(more.model.last.weight)==6
+    both = c.then(more)
+    both.save(tmp_path/'b.safetensors')
+    assert torch.equal(load_condensed(tmp_path/'b.safetensors', net).model(x), more.model(x))
+
+def test_what_is_constant_but_not_zero_adds_to_eps():
+    net = Model(lambda m, x: m.b(m.n(m.a(x))), a=zero(nn.Linear(5, 8), (1,4,6)), n=Root(8), b=zero(nn.Linear(8, 3), cols=(1,4,6))).double().eval()
+    c = condensed(net, randn(3, 5))
+    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx((.05*8+float(net.a.bias[[1,4,6]].square().sum()))/5)
+    with torch.no_grad(): net.b.weight[:,4] = 1. # what comes of it is not constant, and read
+    assert len(condensed(net, randn(3, 5)).model.n.weight)==6
+
+def test_a_norm_in_single_precision_only():
+    net = stream(lambda n: Root(n, 'cast')).float()
+    assert len(condensed(net, torch.randn(3, 7, 5), tol=1e-5).model.last.weight)==8
+
+def test_an_eps_that_stands_in_the_code_keeps_all_units_and_is_named():
+    c = condensed(stream(lambda n: Root(n, 'literal')), randn(3, 7, 5))
+    assert len(c.model.last.weight)==12 and any('eps that stands in the code' in k['reason'] for k in c.report.kept)
+
+def test_no_norm_is_taken_for_one():
+    class Centered(Root):
+        def llama(self, x, w): return super().llama(x-x.mean(-1, keepdim=True), w)
+    class Other(Root): # the mean is not squared
+        def llama(self, x, w): return w*x/(x.abs().mean(-1, keepdim=True)+self.eps)
+    for cls in (Centered,Other): assert len(condensed(stream(lambda n: cls(n)), randn(3, 7, 5)).model.last.weight)==12
+
+@pytest.mark.parametrize('norm', [nn.RMSNorm, lambda n: Root(n), lambda n: Root(n, offset=1.)])
+def test_an_embedding_that_is_the_output_layer_too(norm, tmp_path):
+    net,x = stream(norm, vocab=9),torch.randint(9, (3, 6))
+    c = condensed(net, x)
+    assert c.model.start.weight is c.model.head.weight and c.model.head.weight.shape==(9,8) and c.model.start.embedding_dim==c.model.head.in_features==8, c.report
+    c.save(tmp_path/'c.safetensors')
+    assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
+
+def test_channels_of_images_normed_at_each_position():
+    class Root2d(Root):
+        def llama(self, x, w): return x*torch.rsqrt(x.pow(2).mean(1, keepdim=True)+self.eps)*w[:,None,None]
+    net = Model(lambda m, x: m.b(m.n(m.a(x))).mean((2,3)), a=dead(nn.Conv2d(3, 8, 3, padding=1), (1,4,6)), n=Root2d(8), b=nn.Conv2d(8, 3, 3)).double().eval()
+    assert len(condensed(net, randn(2, 3, 9, 9)).model.n.weight)==5
+
+def test_units_of_a_normed_stream_are_sparsified_together():
+    net = stream(lambda n: Root(n, 'root'), gone=())
+    s = Sparsifier(net, 'neuron', sample=randn(2, 7, 5))
+    s.sparsify(.5)
+    assert {tuple((net.get_submodule(n).weight==0).all(1).nonzero()[:,0].tolist()) for n in ('start','down1','down2')}=={tuple((net.last.weight==0).nonzero()[:,0].tolist())}
+    assert len(condensed(net, randn(2, 7, 5)).model.last.weight)==6
