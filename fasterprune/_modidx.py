@@ -447,6 +447,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fasterprune.graph.Graph.settled': ('graph.html#graph.settled', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph.signal': ('graph.html#graph.signal', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph.tie': ('graph.html#graph.tie', 'fasterprune/graph.py'),
+                                   'fasterprune.graph._called_in_turn': ('graph.html#_called_in_turn', 'fasterprune/graph.py'),
                                    'fasterprune.graph._copy': ('graph.html#_copy', 'fasterprune/graph.py'),
                                    'fasterprune.graph._fill': ('graph.html#_fill', 'fasterprune/graph.py'),
                                    'fasterprune.graph._geometry': ('graph.html#_geometry', 'fasterprune/graph.py'),

@@ -231,17 +231,27 @@ _moving = {'permute','transpose','contiguous','layer_norm','group_norm','rms_nor
 
 @patch
 def norm_dim(self:Graph, op, ids):
-    "The dimension of the units in the input of a module that is nothing but a norm, called once; else `None`."
+    "The dimension of the units in the input of a module that is a norm, called once, or else `None`; and names of the modules in it that are called afterwards."
     calls = [c for c in self.tape.calls if c.name==op.place]
     module = self.model.get_submodule(op.place)
-    if op.inner and len(calls)==1: return module.dim # it is narrow already
-    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None
-    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last]]
+    if op.inner and len(calls)==1: return module.dim,module.then # it is narrow already
+    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None,()
+    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last] if o.place==op.place]
+    then = _called_in_turn(self.tape, calls[0])
     s = self.env.get(id(calls[0].args[0]))
-    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape: return None
-    if isinstance(module, nn.GroupNorm): return 1
+    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape or then is None: return None,()
+    if isinstance(module, nn.GroupNorm): return 1,then
     fits = [d for d in reversed(range(1, len(s.shape))) if s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)]
-    return next(iter(fits), None)
+    return next(iter(fits), None),then
+
+def _called_in_turn(tape, call):
+    "Names of the modules inside of `call`, each of which takes what the one before gives out, behind all other operations; `None` if they are called in another way."
+    own = f'{call.name}.'.lstrip('.')
+    inner = [c for c in tape.calls if c.name.startswith(own) and '.' not in c.name[len(own):] and call.first<=c.first and c.last<=call.last and c is not call]
+    if not inner: return () # `tape.calls` are in the order in which they ended
+    chained = all(len(b.args)==1 and b.args[0] is a.out for a,b in zip(inner, inner[1:])) and inner[-1].out is call.out
+    later = any(o.place==call.name for o in tape.ops[inner[0].first:call.last])
+    return tuple(c.name[len(own):] for c in inner) if chained and not later and len(inner[0].args)==1 else None
 
 # %% ../nbs/03_graph.ipynb #379a2c1c
 @patch

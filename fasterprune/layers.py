@@ -150,13 +150,13 @@ def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None,
     x = graph.settled(x, op)
     ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
-    at = graph.norm_dim(op, ids)
+    at,then = graph.norm_dim(op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
     n = len(ids)
     group = groups_of(module, n) if module else torch.arange(n) // (n//groups)
     total,r,m,v = torch.tensor(gone_from(module, n) if module else [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
     def _sums(t): return torch.zeros_like(total).index_add_(0, group, t)
-    graph.norms.append(Norm(op.place, at, ids, const, group))
+    graph.norms.append(Norm(op.place, at, ids, const, group, None, then))
     mean = (_sums(const) + r*m)/total if centered else torch.zeros_like(total)
     var = (_sums((const-mean[group])**2) + v + r*(m-mean)**2)/total
     out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
@@ -181,7 +181,12 @@ def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): 
 @rule('NarrowNorm')
 def _narrow(graph, op, x, module=None):
     weight,bias = [None if (p := getattr(module, k, None)) is None else graph.param(p) for k in ('weight','bias')]
-    return _norm_over(graph, op, x, weight, bias, module.dim, _machine_eps(module.eps, op), not isinstance(module, nn.RMSNorm), module)
+    out = _norm_over(graph, op, x, weight, bias, module.dim, _machine_eps(module.eps, op), not isinstance(module, nn.RMSNorm), module)
+    after = [o for o in op.inner if o.place.startswith(f'{op.place}.'.lstrip('.'))] if module.then else []
+    if not after: return out
+    graph.env[id(after[0].args[0])] = out
+    for o in after: graph._step(o)
+    return graph.env[id(op.out)]
 
 # %% ../nbs/02c_layers.ipynb #266fa3b0
 @rule('prelu')

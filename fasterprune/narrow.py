@@ -67,7 +67,11 @@ class NarrowNorm:
         out = (_over_groups if isinstance(self, nn.GroupNorm) else _over_units)(wide.movedim(self.dim, -1), self)
         if self.weight is not None: out = out*self.weight
         if getattr(self, 'bias', None) is not None: out = out + self.bias
-        return out.movedim(-1, self.dim).to(x.dtype)
+        out = out.movedim(-1, self.dim).to(x.dtype)
+        for name in self.then: out = self.get_submodule(name)(out)
+        return out
+
+    then = ()
 
     def __reduce__(self): return _new, (NarrowNorm,type(self).__mro__[2]), self.__dict__
 
@@ -114,7 +118,8 @@ def narrow_norm(
     norm:nn.Module, # `nn.LayerNorm`, `nn.RMSNorm` or `nn.GroupNorm`; changed
     dim:int,        # dimension of its input along which the units are
     stays:Tensor,   # (units,), bool
-    const:Tensor    # (units,), values of those that do not stay
+    const:Tensor,   # (units,), values of those that do not stay
+    then:tuple=()   # names of the modules in it that are called after it has normed
 ):
     "Let a norm account for the constant units that are gone."
     group = groups_of(norm, len(stays))
@@ -125,12 +130,13 @@ def narrow_norm(
     m = (r0*m0 + _sums(c))/r.clamp(min=1)
     v = v0 + r0*(m0-m)**2 + _sums((c-m[group])**2)
     left,group = group[stays].unique(return_inverse=True)
-    become_narrow(norm, dim, torch.stack([total,r,m,v], 1)[left].tolist(), group.tolist())
+    become_narrow(norm, dim, torch.stack([total,r,m,v], 1)[left].tolist(), group.tolist(), then)
 
-def become_narrow(norm, dim, gone, group):
+def become_narrow(norm, dim, gone, group, then=()):
     "Turn a norm into a `NarrowNorm`."
     if not isinstance(norm, NarrowNorm): norm.__class__ = _class_of(NarrowNorm, type(norm))
     norm.dim,norm.gone,norm.group = dim,gone,group
+    if then: norm.then = tuple(then)
     if isinstance(norm, nn.GroupNorm): norm.num_groups = len(gone)
 
 # %% ../nbs/04e_narrow.ipynb #64956a11
@@ -301,7 +307,7 @@ def blueprint(
 ) -> dict: # plain data
     "What `follow` needs to make of a dense network the modules of `small`."
     named = dict(small.named_modules())
-    return dict(norms={n:[m.dim,m.gone,m.group] for n,m in named.items() if isinstance(m, NarrowNorm)},
+    return dict(norms={n:[m.dim,m.gone,m.group,*[m.then]*bool(m.then)] for n,m in named.items() if isinstance(m, NarrowNorm)},
         wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
         layers={n:m.plain_options for n,m in named.items() if 'plain_options' in vars(m)},
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
@@ -316,7 +322,7 @@ def follow(
     for n,options in plan.get('layers', {}).items(): become_layer(model.get_submodule(n), options)
     for n,(dim,geometry) in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], dim, geometry))
     put_tensors(model, {k:tensors[k] for k in model.state_dict()})
-    for n,(dim,gone,group) in plan['norms'].items(): become_narrow(model.get_submodule(n), dim, gone, group)
+    for n,norm in plan['norms'].items(): become_narrow(model.get_submodule(n), *norm)
     for n,(dim,order,fill) in plan['wide'].items(): become_wide(model.get_submodule(n), dim, order, fill)
     for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
     for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)

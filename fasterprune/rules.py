@@ -104,6 +104,7 @@ class Norm:
     const: Tensor  # their values, NaN where they depend on the network's input
     group: Tensor  # number of the group of each
     known: object=None # what is known of it, if it is one of its own kind
+    then: tuple=()     # names of the modules in it that are called after it has normed
 
 @dataclass(frozen=True)
 class Branch:
