@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
            'narrow_attention', 'Widened', 'become_wide', 'Constant', 'geometry_of', 'replace_module', 'is_plain',
-           'SamePadded', 'become_layer', 'make_plain', 'blueprint', 'follow']
+           'SamePadded', 'Through', 'become_layer', 'make_plain', 'blueprint', 'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
 from functools import cache
@@ -264,14 +264,24 @@ class SamePadded:
 
     def __reduce__(self): return _new, (SamePadded,type(self).__mro__[2]), self.__dict__
 
+class Through(nn.Module):
+    "What has no more to do than to call a module in it."
+    def forward(self, x): return self.get_submodule(self.through)(x)
+
 @torch.no_grad()
 def become_layer(
     m:nn.Module,   # a layer whose weight is computed; changed
-    options:dict,  # plain data: `kind` of layer, its `args`, has it a `bias`, is it padded to have the `same` size?
+    options:dict,  # plain data: `kind` of layer, its `args`, has it a `bias`, is it padded to have the `same` size, and which module in it is that, if it is not it itself?
     weight:Tensor=None, # what it is to have; `None`: what stands in its parameter
     bias:Tensor=None
 ):
     "Turn a layer whose weight is computed into a plain one of torch."
+    if inner := options['inner']:
+        become_layer(m.get_submodule(inner), dict(options, inner=''), weight, bias)
+        m.__class__,m.through,m.plain_options = Through,inner,options
+        for held in (m._parameters,m._buffers): held.clear()
+        for name in set(m._modules)-{inner.partition('.')[0]}: del m._modules[name]
+        return
     new = getattr(nn, options['kind'])(**options['args'], bias=options['bias'], device='meta')
     m.__class__ = _class_of(SamePadded, type(new)) if options['same'] else type(new)
     m.__dict__.update({k:v for k,v in vars(new).items() if k[0]!='_' and k!='training' or k=='_reversed_padding_repeated_twice'}, plain_options=options)

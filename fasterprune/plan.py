@@ -43,7 +43,7 @@ def _missing(graph, name, dim, units, keep):
 def _inside(graph):
     "Units of layers whose weight is computed, which would become plain ones."
     found = torch.zeros(graph.n_units, dtype=torch.bool)
-    for (name,_),units in graph.bound.items(): found[units] |= name.rpartition('.')[0] in graph.plain
+    for (name,_),units in graph.bound.items(): found[units] |= any(name.startswith(f'{n}.'.lstrip('.')) for n in graph.plain)
     return found
 
 def _short(graph, name, dim, units, keep, round_to):
@@ -151,8 +151,8 @@ def apply_plan(
 
 def cut_layers(graph, plan):
     "Names of the layers whose weight is computed and of which something goes: they become plain ones."
-    cut = {name.rpartition('.')[0] for (name,_),units in graph.bound.items() if not plan.keep[units].all()}
-    return [n for n in graph.plain if n in cut]
+    cut = {name for (name,_),units in graph.bound.items() if not plan.keep[units].all()}
+    return [n for n in graph.plain if any(name.startswith(f'{n}.'.lstrip('.')) for name in cut)]
 
 def spread_out(branch, plan):
     "For each unit of the stream the place of the branch's among those that are left and the constants after them; and these constants."

@@ -163,16 +163,16 @@ def _varying(tape):
         if any(id(t) in found for t in tensors_in([o.args,o.kwargs])): found.update(map(id, tensors_in(o.out)))
     return found
 
-# %% ../nbs/02f_recognized.ipynb #001f81c7
+# %% ../nbs/02f_recognized.ipynb #be12b355
 def _run_layer(m, x, name):
     "What a module gives out, and its last operation called `name`."
     tape = capture(m, x)
     return tape.output,next(o for o in reversed(tape.ops) if o.name==name)
 
-def _candidates(m, op, pads, x):
-    "Options of a plain layer that may do what `m` does, the likeliest first."
+def _candidates(op, pads, inner):
+    "Options of a plain layer that may do what `op` does after `pads`, the likeliest first."
     w = op.args[1]
-    base = dict(kind=_kinds[op.name], bias=op.args[2] is not None if len(op.args)>2 else op.kwargs.get('bias') is not None, same=False)
+    base = dict(kind=_kinds[op.name], bias=_bias_of(op) is not None, same=False, inner=inner)
     if op.name=='linear': return [dict(base, args=dict(in_features=w.shape[1], out_features=w.shape[0]))] if not pads else []
     numbers,n = _numbers(op, w.ndim-2),w.ndim-2
     first,second = w.shape[:2]
@@ -182,12 +182,12 @@ def _candidates(m, op, pads, x):
     if len(pads)>1 or 'transpose' in op.name or not isinstance(numbers['padding'], int) and any(numbers['padding']): return []
     wide = [a for a in pads[0].args[1:] if isinstance(a, (tuple,list))][0]
     half = [wide[2*i] for i in reversed(range(len(wide)//2))]
-    modes = [m.padding_mode] if isinstance(m, nn.modules.conv._ConvNd) else ['zeros','reflect','replicate','circular']
-    return [dict(base, args=args, same=True)] + [dict(base, args=dict(args, padding=half, padding_mode=mode)) for mode in modes if len(half)==n]
+    modes = ('zeros','reflect','replicate','circular') if len(half)==n else ()
+    return [dict(base, args=args, same=True)] + [dict(base, args=dict(args, padding=half, padding_mode=mode)) for mode in modes]
 
 def _larger(x, k): return torch.randn([*x.shape[:2], *[s+k for s in x.shape[2:]]], generator=torch.Generator().manual_seed(k), dtype=x.dtype).to(x.device)
 
-# %% ../nbs/02f_recognized.ipynb #6eb50ffb
+# %% ../nbs/02f_recognized.ipynb #7895d44c
 @torch.no_grad()
 def find_plain_layer(
     model:nn.Module, # the network
@@ -198,51 +198,61 @@ def find_plain_layer(
 ) -> PlainLayer|None:
     "What there is to know of a layer whose weight is computed, if the module is one and nothing else."
     m,op,x = model.get_submodule(call.name),tape.ops[i],(call.args or (None,))[0]
-    own = m._parameters.get('weight')
-    if own is None or own.shape!=op.args[1].shape or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
+    inner,own = _owner(m, op.args[1].shape)
+    if own is None or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
     inside = _parts(model, tape, call, i, varying)
     if not inside or inside[-1] is not op or any(o.name not in _pads for o in inside[:-1]) or x.ndim!=own.ndim and op.name!='linear': return None
-    inner = {j for c in tape.calls if c.name==call.name for j in range(c.first, c.last)}
-    if any(t is own for j,o in enumerate(tape.ops) if j not in inner for t in tensors_in([o.args,o.kwargs])): return None # someone else takes it, too
-    wide,x = copy_of(m, torch.float64).eval(),x[:1].double()
-    try:
-        out,exact = _run_layer(wide, x, op.name)
-        options = next((o for o in _candidates(m, op, inside[:-1], x) if _agrees(wide, o, exact, x, out, len(inside)>1)), None)
-        if options is None: return None
-        bias = (*exact.args, None)[2] if len(exact.args)>2 else exact.kwargs.get('bias')
-        return PlainLayer(options, exact.args[1].cpu(), None if bias is None else bias.cpu(), _others(m, own, options), *_zeros_stay(wide, op, x))
-    except (ValueError, RuntimeError, TypeError, StopIteration, AttributeError): return None # it runs in its own precision only, say
+    calls = {j for c in tape.calls if c.name==call.name for j in range(c.first, c.last)}
+    if any(t is own for j,o in enumerate(tape.ops) if j not in calls for t in tensors_in([o.args,o.kwargs])): return None # someone else takes it, too
+    for dtype in (torch.float64,None): # in its own precision, if it runs in no other
+        try:
+            wide,y = copy_of(m, dtype).eval(),x[:1].to(dtype or x.dtype)
+            out,exact = _run_layer(wide, y, op.name)
+            options = next((o for o in _candidates(op, inside[:-1], inner) if _agrees(wide, o, exact, y, out, len(inside)>1)), None)
+            if options is None: return None
+            bias = _bias_of(exact)
+            return PlainLayer(options, exact.args[1].double().cpu(), None if bias is None else bias.double().cpu(), _others(m, own, options), *_zeros_stay(wide, op, y, inner))
+        except (ValueError, RuntimeError, TypeError, AttributeError): continue
+
+def _owner(m, shape):
+    "Name of the module in `m` that has the weight, empty if it is `m` itself, and the weight."
+    found = [(n, p.weight) for n,p in m.named_modules() if isinstance(p._parameters.get('weight'), nn.Parameter) and p.weight.shape==shape]
+    return found[0] if found and (not found[0][0] or len(found)==1) else ('',None)
+
+def _bias_of(op): return op.args[2] if len(op.args)>2 else op.kwargs.get('bias')
 
 def _agrees(wide, options, exact, x, out, padded):
     "Does a plain layer give out what the module does?"
     plain = copy_of(wide)
-    if options['bias'] and plain._parameters.get('bias') is None: return False
-    become_layer(plain, options, exact.args[1], (*exact.args, None)[2] if len(exact.args)>2 else exact.kwargs.get('bias'))
-    def _same(a, b): return a.shape==b.shape and bool((a-b).abs().max() <= 1e-9*b.abs().max())
+    if options['bias'] and plain.get_submodule(options['inner'])._parameters.get('bias') is None: return False
+    become_layer(plain, options, exact.args[1], _bias_of(exact))
+    near = 1e-9 if x.dtype==torch.float64 else 1e-4
+    def _same(a, b): return a.shape==b.shape and bool((a-b).abs().max() <= near*b.abs().max())
     return _same(plain(x), out) and all(_same(plain(y), wide(y)) for y in ([_larger(x, k) for k in (1,2,3)] if padded else []))
 
 def _others(m, own, options):
     "Parameters and buffers with a number for each filter."
     n = options['args'].get('out_channels', options['args'].get('out_features'))
-    return tuple(k for k,p in m.named_parameters(recurse=False) if p is not own and k!='bias' and p.ndim and len(p)==p.numel()==n)
+    return tuple(k for k,p in m.named_parameters() if p is not own and k.rpartition('.')[2]!='bias' and p.ndim and len(p)==p.numel()==n)
 
-def _zeros_stay(wide, op, x):
+def _zeros_stay(wide, op, x, inner):
     "Are a filter, and the weights of an input, computed as zeros where they are?"
     out_dim = int('transpose' in op.name)
-    w = wide.weight.data
+    w = wide.get_submodule(inner).weight.data
     w.select(out_dim, 0).zero_()
     w.select(1-out_dim, 0).zero_()
     computed = _run_layer(wide, x, op.name)[1].args[1]
     return [bool((computed.select(d, 0)==0).all()) for d in (out_dim,1-out_dim)]
 
-# %% ../nbs/02f_recognized.ipynb #4779b36f
+# %% ../nbs/02f_recognized.ipynb #779aca6c
 def _apply_plain_layer(graph, call, op, known):
     "The signal after a layer whose weight is computed."
     m,layer = graph.model.get_submodule(call.name),call.name
     graph.plain[layer] = known
-    own = graph.param(m._parameters['weight'])
+    owner = m.get_submodule(known.options['inner'])
+    own = graph.param(owner.weight)
     weight = Param(own.name, op.args[1].detach(), own.dims)
-    bias = None if known.bias is None else Param(graph.param(m._parameters['bias']).name, known.bias.to(op.args[1].dtype), (0,))
+    bias = None if known.bias is None else Param(graph.param(owner.bias).name, known.bias.to(op.args[1].dtype), (0,))
     x = graph.signal(graph.known(call.args[0]))
     if op.name=='linear': out = rules['linear'](graph, op, x, weight, bias)
     else:
@@ -254,7 +264,7 @@ def _apply_plain_layer(graph, call, op, known):
     dim = int('transpose' in op.name)
     rows = graph.bound.get((own.name, dim))
     if rows is None: return out
-    for k in known.others: graph.bind(graph.param(m._parameters[k]), graph.param(m._parameters[k]).value.shape.index(len(rows)), rows)
+    for k in known.others: graph.bind(p := graph.param(m.get_parameter(k)), p.value.shape.index(len(rows)), rows)
     if not known.rows: graph.pin(rows, f'made by {layer}, in which zeros of the weight are computed as something else')
     if not known.cols and graph.role.get((own.name, 1-dim))=='reads': graph.role[own.name,1-dim] = 'follows' # zeros there would be none
     return out

@@ -209,3 +209,151 @@ def test_units_of_a_normed_stream_are_sparsified_together():
     s.sparsify(.5)
     assert {tuple((net.get_submodule(n).weight==0).all(1).nonzero()[:,0].tolist()) for n in ('start','down1','down2')}=={tuple((net.last.weight==0).nonzero()[:,0].tolist())}
     assert len(condensed(net, randn(2, 7, 5)).model.last.weight)==6
+
+# ---- weights that are computed in forward
+
+class Standard(nn.Conv2d):
+    "Weight standardization, as `how` has it."
+    how,eps = 'standard',1e-3
+    def __init__(self, *args, how='standard', **kwargs):
+        super().__init__(*args, **kwargs)
+        self.how,self.gain = how,nn.Parameter(torch.rand(self.out_channels, 1, 1, 1)+.5)
+        self.register_buffer('mask', (torch.rand_like(self.weight)>.3).float())
+        self.register_buffer('u', F.normalize(torch.randn(self.out_channels), dim=0))
+    def computed(self, w):
+        if self.how=='standard': return self.gain*(w-w.mean((1,2,3), keepdim=True))/(w.var((1,2,3), keepdim=True)+self.eps).sqrt()
+        if self.how=='batch_norm': return F.batch_norm(w.reshape(1, self.out_channels, -1), None, None, self.gain.view(-1), training=True, momentum=0., eps=self.eps).reshape_as(w)
+        if self.how=='masked': return w*self.mask
+        if self.how=='scaled': return w*self.gain
+        if self.how=='spectral':
+            v = F.normalize(w.flatten(1).T@self.u, dim=0)
+            return w/(self.u@(w.flatten(1)@v))
+        if self.how=='quantized': return torch.fake_quantize_per_tensor_affine(w, .05, 0, -128, 127)
+        if self.how=='by_channel': return torch.fake_quantize_per_channel_affine(w, self.gain.flatten().float()/20, torch.zeros_like(self.u).int(), 0, -128, 127)
+        if self.how=='normed': return F.normalize(w.flatten(1), dim=1).view_as(w)
+        if self.how=='centered': return w - w.mean()
+    def forward(self, x): return F.conv2d(x, self.computed(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+class Hand(nn.Module):
+    "As `Standard`, but no convolution of torch."
+    def __init__(self, i, o, k, padding=0, stride=1, bias=True, groups=1):
+        super().__init__()
+        self.weight,self.bias,self.padding,self.stride,self.groups = nn.Parameter(torch.randn(o, i//groups, k, k)),nn.Parameter(torch.randn(o)) if bias else None,padding,stride,groups
+    def forward(self, x):
+        w = self.weight
+        w = (w-w.mean(dim=(1,2,3), keepdim=True))/(w.std(dim=(1,2,3), keepdim=True)+1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, groups=self.groups)
+
+class Same(Standard): # as many outputs as its strides
+    def forward(self, x):
+        p = [max((-(-n//s)-1)*s + k - n, 0) for n,k,s in zip(x.shape[2:], self.kernel_size, self.stride)]
+        return F.conv2d(F.pad(x, [p[1]//2,p[1]-p[1]//2,p[0]//2,p[0]-p[0]//2]), self.computed(self.weight), self.bias, self.stride)
+
+class Reflecting(Standard):
+    def forward(self, x): return F.conv2d(F.pad(x, [1]*4, mode='reflect'), self.computed(self.weight), self.bias, self.stride)
+
+class Around(nn.Module):
+    "A convolution inside of what rounds its weight."
+    def __init__(self, i, o):
+        super().__init__()
+        self.conv,self.fake,self.step = nn.Conv2d(i, o, 3, padding=1),nn.Tanh(),nn.Parameter(torch.rand(o)/10+.02)
+    def forward(self, x):
+        s = self.step[:,None,None,None]
+        return F.conv2d(x, self.fake((self.conv.weight/s).round())*s, self.conv.bias, self.conv.stride, self.conv.padding)
+
+class Factor(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.scale = self.in_features**-.5
+    def forward(self, x): return F.linear(x, self.weight*self.scale, self.bias*2)
+
+def standard(make, gone=(1,4,6)):
+    "Three of 8 filters are dead, of a layer between two others."
+    net = Model(lambda m, x: m.c(m.b(m.a(x).relu()).relu()).mean((2,3)), a=nn.Conv2d(3, 6, 3), b=make(6, 8), c=nn.Conv2d(8, 3, 1)).double().eval()
+    with torch.no_grad():
+        net.a.weight[[0,5]],net.a.bias[[0,5]] = 0,-1
+        net.b.weight[list(gone)] = 0
+        if net.b.bias is not None: net.b.bias[list(gone)] = -.5
+    return net
+
+computed = {how:lambda i, o, how=how: Standard(i, o, 3, padding=1, how=how) for how in 'standard batch_norm masked scaled spectral quantized by_channel normed'.split()}
+computed |= dict(by_hand=lambda i, o: Hand(i, o, 3, 1), no_bias=lambda i, o: Hand(i, o, 3, bias=False), same=lambda i, o: Same(i, o, 3, stride=2), reflecting=lambda i, o: Reflecting(i, o, 3),
+    strided=lambda i, o: Standard(i, o, 2, stride=2, dilation=2), grouped=lambda i, o: Standard(i, o, 3, groups=2))
+
+@pytest.mark.parametrize('name', computed)
+def test_filters_whose_weight_is_computed_go(name, tmp_path):
+    gone = (1,3,5,7) if name=='grouped' else (1,4,6)
+    net,x = standard(computed[name], gone),randn(2, 3, 9, 9)
+    old,kinds = {k:v.clone() for k,v in net.state_dict().items()},[type(m) for m in net.modules()]
+    c = condensed(net, x)
+    assert len(c.model.b.weight)==c.model.c.in_channels==8-len(gone) and c.model.a.out_channels==(4 if name!='grouped' else 6), c.report
+    assert [type(m) for m in net.modules()]==kinds and all(torch.equal(v, old[k]) for k,v in net.state_dict().items())
+    for side in (12,13): assert gap(net, c, randn(2, 3, side, side)) <= 1e-10
+    assert isinstance(c.model.b, nn.Conv2d) and not hasattr(c.model.b, 'gain') and isinstance(deepcopy(c.model).b, nn.Conv2d)
+    c.save(tmp_path/'c.safetensors')
+    assert gap(c.model, load_condensed(tmp_path/'c.safetensors', net), x) <= 1e-14
+    with torch.no_grad(): c.model.b.weight[0],c.model.b.bias = 0,None
+    if name!='grouped': assert len((more := condensed(c.model, x)).model.b.weight)==4
+    same = Condenser(net, x).condense(inplace=True)
+    assert same.model is net and len(net.b.weight)==8-len(gone)
+
+def test_a_layer_of_which_nothing_goes_computes_its_weight_as_before():
+    net = standard(computed['standard'], ())
+    with torch.no_grad(): net.a.weight.normal_()
+    assert type(condensed(net, randn(2, 3, 9, 9)).model.b) is Standard
+    net.c = Standard(8, 3, 1) # and one of which something goes is no other kind of layer
+    net = net.double()
+    with torch.no_grad(): net.b.weight[[1,4]],net.b.bias[[1,4]] = 0,0
+    c = condensed(net, randn(2, 3, 9, 9))
+    assert type(c.model.b) is type(c.model.c) is nn.Conv2d and type(c.model.a) is nn.Conv2d and c.model.c.in_channels==6
+
+def test_a_layer_that_runs_in_its_own_precision_only():
+    class Single(Standard):
+        def computed(self, w): return torch.ops.aten._make_per_tensor_quantized_tensor(torch.round(w*16).to(torch.int8), 1/16, 0).dequantize()
+    net = standard(lambda i, o: Single(i, o, 3, padding=1)).float()
+    assert len(condensed(net, torch.randn(2, 3, 9, 9), tol=1e-5).model.b.weight)==5
+
+def test_a_convolution_inside_of_what_computes_its_weight(tmp_path):
+    net,x = Model(lambda m, x: m.c(m.b(m.a(x).relu()).relu()).mean((2,3)), a=dead(nn.Conv2d(3, 6, 3), (0,5)), b=Around(6, 8), c=nn.Conv2d(8, 3, 1)).double().eval(),randn(2, 3, 9, 9)
+    dead(net.b.conv, (1,4,6))
+    c = condensed(net, x)
+    assert c.model.b.conv.weight.shape==(5,4,3,3) and [n for n,_ in c.model.b.named_parameters()]==['conv.weight','conv.bias'] and [*c.model.b._modules]==['conv']
+    c.save(tmp_path/'c.safetensors')
+    assert gap(c.model, load_condensed(tmp_path/'c.safetensors', net), x) <= 1e-14
+    s = Sparsifier(net, 'filter', 'local', sample=x)
+    assert any(g.weights[0].param=='b.conv.weight' and 'b.step' in [o.param for o in g.others] for g in s.groups)
+
+def test_in_the_middle_of_a_fit_a_weight_goes_on_being_computed():
+    net,x = standard(computed['standard']),randn(2, 3, 9, 9)
+    c = Condenser(net, x, constants=False).condense()
+    assert type(c.model.b) is Standard and len(c.model.b.weight)==8
+
+def test_linear_layers_whose_weight_is_computed():
+    net = Model(lambda m, x: m.c(m.b(m.a(x)).relu()), a=dead(Factor(5, 9), (0,7)), b=dead(Factor(9, 8), (1,4,6)), c=Factor(8, 3)).double().eval()
+    c = condensed(net, randn(2, 5))
+    assert [tuple(m.weight.shape) for m in (c.model.a,c.model.b,c.model.c)]==[(7,5),(5,7),(3,5)]
+
+def test_zeros_that_are_computed_as_something_else_stay_and_are_named():
+    net = standard(lambda i, o: Standard(i, o, 3, padding=1, how='centered'), ())
+    with pytest.raises(ValueError, match='computed as something else'): Sparsifier(net, 'filter', layers='b', sample=randn(2, 3, 9, 9))
+    assert len(condensed(net, randn(2, 3, 9, 9)).model.b.weight)==8
+
+def test_filters_whose_weight_is_computed_are_sparsified_by_the_name_of_their_parameter():
+    net,x = standard(computed['standard'], ()),randn(2, 3, 9, 9)
+    s = Sparsifier(net, 'filter', 'local', sample=x)
+    group = next(g for g in s.groups if g.layers==['b'])
+    assert [o.param for o in group.weights]==['b.weight'] and {'b.gain','b.bias'} <= {o.param for o in group.others}
+    s.sparsify(.5)
+    assert int((net.b.weight==0).flatten(1).all(1).sum())==4 and len(condensed(net, x).model.b.weight)==4
+
+def test_a_module_that_does_more_than_a_layer_stays():
+    class More(Standard):
+        def forward(self, x): return super().forward(x)+x[:,:1].mean()
+    c = condensed(standard(lambda i, o: More(i, o, 3, padding=1)), randn(2, 3, 9, 9))
+    assert type(c.model.b) is More and len(c.model.b.weight)==8 and c.report.kept
+
+def test_a_weight_that_depends_on_the_input_is_not_taken_for_one_that_is_computed():
+    class Dynamic(Standard):
+        def forward(self, x): return F.conv2d(x, self.weight*x.mean().sigmoid(), self.bias, padding=1)
+    c = condensed(standard(lambda i, o: Dynamic(i, o, 3, padding=1)), randn(2, 3, 9, 9), batches=())
+    assert type(c.model.b) is Dynamic
