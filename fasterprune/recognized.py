@@ -269,8 +269,8 @@ def _apply_plain_layer(graph, call, op, known):
     if not known.cols and graph.role.get((own.name, 1-dim))=='reads': graph.role[own.name,1-dim] = 'follows' # zeros there would be none
     return out
 
-# %% ../nbs/02f_recognized.ipynb #9a47f235
-_averaging = {'mean','sum','norm','linalg_vector_norm','linalg_norm','rms_norm','var','einsum','mul','square','pow'}
+# %% ../nbs/02f_recognized.ipynb #7210e5e9
+_averaging = {'mean','sum','norm','linalg_vector_norm','linalg_norm','rms_norm','einsum'}
 
 def recognize(
     graph # the `Graph` that is being made
@@ -280,8 +280,8 @@ def recognize(
     for c in tape.calls:
         if not c.name or c.last<=c.first or not isinstance(c.out, Tensor) or len(tensors_in(c.args))!=1 or not isinstance(c.args[0], Tensor): continue
         m = model.get_submodule(c.name)
-        if isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
-        if not any(o.name in _averaging for o in tape.ops[c.first:c.last]) or not any(type(v) is float for v in vars(m).values()) and m._modules: continue
+        if m._modules or not m._parameters or isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
+        if not any(o.name in _averaging for o in tape.ops[c.first:c.last]): continue
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _shared(graph, m, c.name) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))

@@ -1,11 +1,16 @@
 "Norms without a mean, reductions over units and over what is no batch, matrices that mix nodes, weights that are computed in forward."
 from copy import deepcopy
-import pytest, torch
+from functools import partial
+import pytest, timm, torch
 import torch.nn.functional as F
+from timm.layers import StdConv2d
+from timm.models.nfnet import NormFreeNet, _dm_nfnet_cfg
+from timm.models.resnetv2 import ResNetV2
 from torch import nn
 from fasterprune.all import *
 from fuzz_nets import Model, zero
 from nets import gap
+from zeros import cast, gap as largest_gap, images, pairs, zeroed
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)
@@ -19,28 +24,33 @@ def condensed(net, *xs, batches=(1,3), tol=1e-10):
     "Condense, and compare at other batch sizes."
     c = Condenser(net, xs if len(xs)>1 else xs[0]).condense()
     assert gap(net, c, *xs) <= tol and c.report.max_error <= tol
-    for n in batches: assert gap(net, c, *[torch.randn(n, *x.shape[1:], dtype=x.dtype) if x.is_floating_point() else x[torch.arange(n)%len(x)] for x in xs]) <= tol
+    def _other(x, n): return torch.randn(n, *x.shape[1:], dtype=x.dtype) if x.is_floating_point() else x[torch.arange(n)%len(x)]
+    for n in batches: assert gap(net, c, *[_other(x, n) for x in xs]) <= tol
     return c
 
 # ---- reductions over units
 
-adds_nothing = dict(normalize=lambda m, x: F.normalize(m.a(x), dim=1), normalize_p=lambda m, x: F.normalize(m.a(x), p=1, dim=-1), norm=lambda m, x: m.a(x).norm(dim=1, keepdim=True),
-    linalg_norm=lambda m, x: torch.linalg.norm(m.a(x), dim=1)[:,None], largest=lambda m, x: torch.linalg.vector_norm(m.a(x), torch.inf, dim=1)[:,None],
-    divided=lambda m, x: (y := m.a(x))/y.pow(2).sum(1, keepdim=True).sqrt(), by_norm=lambda m, x: (y := m.a(x))/y.norm(dim=1)[:,None], square=lambda m, x: (m.a(x)*m.a(x)).sum(-1, True),
-    cosine=lambda m, x: F.cosine_similarity(m.a(x), m.a(x.flip(1)), dim=-1)[:,None], gram=lambda m, x: (F.normalize(m.a(x)[:,None], dim=-1)@F.normalize(m.a(x)[:,:,None], dim=1)).flatten(1),
-    distance=lambda m, x: torch.cdist(m.a(x)[:,None], m.a(x.flip(1))[:,None]).flatten(1), vecdot=lambda m, x: torch.linalg.vecdot(m.a(x), m.a(x.cos()))[:,None],
-    inner=lambda m, x: torch.einsum('bi,bi->b', m.a(x), m.a(x.cos()))[:,None], product=lambda m, x: (m.a(x)+1).prod(1, keepdim=True), count=lambda m, x: m.a(x).count_nonzero(1)[:,None]*x[:,:1])
+adds_nothing = dict( # of the layer `a` of a model and its input
+    normalize=lambda a, x: F.normalize(a(x), dim=1), normalize_p=lambda a, x: F.normalize(a(x), p=1, dim=-1),
+    norm=lambda a, x: a(x).norm(dim=1, keepdim=True), linalg_norm=lambda a, x: torch.linalg.norm(a(x), dim=1)[:,None],
+    largest=lambda a, x: torch.linalg.vector_norm(a(x), torch.inf, dim=1)[:,None],
+    divided=lambda a, x: (y := a(x))/y.pow(2).sum(1, keepdim=True).sqrt(), by_norm=lambda a, x: (y := a(x))/y.norm(dim=1)[:,None],
+    square=lambda a, x: (a(x)*a(x)).sum(-1, True), cosine=lambda a, x: F.cosine_similarity(a(x), a(x.flip(1)), dim=-1)[:,None],
+    gram=lambda a, x: (F.normalize(a(x)[:,None], dim=-1)@F.normalize(a(x)[:,:,None], dim=1)).flatten(1),
+    distance=lambda a, x: torch.cdist(a(x)[:,None], a(x.flip(1))[:,None]).flatten(1), vecdot=lambda a, x: torch.linalg.vecdot(a(x), a(x.cos()))[:,None],
+    inner=lambda a, x: torch.einsum('bi,bi->b', a(x), a(x.cos()))[:,None], product=lambda a, x: (a(x)+1).prod(1, keepdim=True),
+    count=lambda a, x: a(x).count_nonzero(1)[:,None]*x[:,:1])
 
 @pytest.mark.parametrize('name', adds_nothing)
 def test_what_is_zero_adds_nothing_to_a_reduction_over_units(name):
     f = adds_nothing[name]
-    with torch.no_grad(): n = f(Model(f, a=nn.Linear(5, 8)), torch.randn(2, 5)).shape[1]
-    net = Model(lambda m, x: m.b(f(m, x)), a=dead(nn.Linear(5, 8), (1,4,6)), b=nn.Linear(n, 3)).double().eval()
+    with torch.no_grad(): n = f(nn.Linear(5, 8), torch.randn(2, 5)).shape[1]
+    net = Model(lambda m, x: m.b(f(m.a, x)), a=dead(nn.Linear(5, 8), (1,4,6)), b=nn.Linear(n, 3)).double().eval()
     c = condensed(net, randn(2, 5))
     assert len(c.model.a.weight)==5, c.report
 
-@pytest.mark.parametrize('f', [lambda x: x.mean(1, keepdim=True), lambda x: x.std(1, keepdim=True), lambda x: x.softmax(1), lambda x: x.logsumexp(1, keepdim=True), lambda x: x.amax(1, keepdim=True),
-    lambda x: torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), lambda x: F.pairwise_distance(x, x.flip(0))[:,None]])
+@pytest.mark.parametrize('f', [lambda x: x.mean(1, keepdim=True), lambda x: x.std(1, keepdim=True), lambda x: x.softmax(1),
+    lambda x: x.logsumexp(1, keepdim=True), lambda x: x.amax(1, keepdim=True), lambda x: torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), lambda x: F.pairwise_distance(x, x.flip(0))[:,None]])
 def test_a_zero_that_counts_stays(f):
     net = Model(lambda m, x: f(m.a(x)), a=dead(nn.Linear(5, 8), (1,4,6))).double().eval()
     c = condensed(net, randn(3, 5), batches=())
@@ -53,13 +63,14 @@ def test_a_constant_that_is_not_zero_stays_in_a_sum_over_units():
 
 # ---- what is no batch
 
-over_parts = dict(mean=lambda xs: torch.stack(xs).mean(0), sum=lambda xs: torch.stack(xs).sum(0), amax=lambda xs: torch.stack(xs).amax(0), weighted=lambda xs: (torch.stack(xs)*torch.tensor([.2,.3,.5]).view(3,1,1)).sum(0),
-    softmax=lambda xs: (torch.stack(xs).softmax(0)*torch.stack(xs)).sum(0))
+over_parts = dict(mean=lambda xs: torch.stack(xs).mean(0), sum=lambda xs: torch.stack(xs).sum(0), amax=lambda xs: torch.stack(xs).amax(0),
+    weighted=lambda xs: (torch.stack(xs)*torch.tensor([.2,.3,.5]).view(3,1,1)).sum(0), softmax=lambda xs: (torch.stack(xs).softmax(0)*torch.stack(xs)).sum(0))
 
 @pytest.mark.parametrize('name', ['mean','sum','amax','weighted','softmax'])
 def test_parts_that_are_stacked_are_no_batch(name):
     f,gone = over_parts[name],(1,4,6)
-    net = Model(lambda m, x: m.d(f([m.a(x), m.b(x), m.c(x)])), a=zero(nn.Linear(5, 8), gone), b=zero(nn.Linear(5, 8), gone), c=zero(nn.Linear(5, 8), gone), d=nn.Linear(8, 3)).double().eval()
+    parts = {k:zero(nn.Linear(5, 8), gone) for k in 'abc'}
+    net = Model(lambda m, x: m.d(f([m.a(x), m.b(x), m.c(x)])), **parts, d=nn.Linear(8, 3)).double().eval()
     c = condensed(net, randn(2, 5))
     assert len(c.model.a.weight)==(5 if name!='softmax' else 8) # of which the constants are not known
     for l in (net.a,net.b,net.c): l.bias.data[list(gone)] = 0
@@ -81,14 +92,17 @@ def test_how_large_a_sum_is_depends_on_the_resolution():
 # ---- matrices that mix nodes
 
 adjacent = dict(matmul=lambda a, h: a@h, einsum=lambda a, h: torch.einsum('bij,bjc->bic', a, h) if a.ndim==3 else torch.einsum('ij,bjc->bic', a, h),
-    turned=lambda a, h: (h.transpose(1, 2)@a.mT).transpose(1, 2), normed=lambda a, h: a/a.sum(-1, keepdim=True)@h, softmax=lambda a, h: a.softmax(-1)@h, residual=lambda a, h: h + a@h,
-    both=lambda a, h: a.mT@(a@h), repeated=lambda a, h: (a if a.ndim==3 else a[None])@h)
+    turned=lambda a, h: (h.transpose(1, 2)@a.mT).transpose(1, 2), normed=lambda a, h: a/a.sum(-1, keepdim=True)@h,
+    softmax=lambda a, h: a.softmax(-1)@h, residual=lambda a, h: h + a@h, both=lambda a, h: a.mT@(a@h), repeated=lambda a, h: (a if a.ndim==3 else a[None])@h)
 
 @pytest.mark.parametrize('how', ['input', 'one_for_all', 'buffer', 'parameter'])
 @pytest.mark.parametrize('name', adjacent)
 def test_units_go_through_a_matrix_that_connects_nodes(name, how):
     f,n = adjacent[name],6
-    net = Model(lambda m, x, a=None: m.c(f(a if a is not None else m.adj, m.b(f(a if a is not None else m.adj, m.a(x))).relu())).mean(1), a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(8, 7), (0,2)), c=nn.Linear(7, 3))
+    def _run(m, x, a=None):
+        a = m.adj if a is None else a
+        return m.c(f(a, m.b(f(a, m.a(x))).relu())).mean(1)
+    net = Model(_run, a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(8, 7), (0,2)), c=nn.Linear(7, 3))
     adj = torch.rand(n, n)
     if how=='buffer': net.register_buffer('adj', adj)
     if how=='parameter': net.adj = nn.Parameter(adj)
@@ -140,7 +154,8 @@ def stream(norm, n=12, gone=(1,4,6,9), vocab=None):
         for i in (1,2): h = h + m.get_submodule(f'down{i}')(F.silu(m.get_submodule(f'up{i}')(m.get_submodule(f'norm{i}')(h))))
         return m.head(m.last(h))
     parts = {f'{k}{i}':v for i in (1,2) for k,v in (('norm',norm(n)), ('up',nn.Linear(n, 10)), ('down',dead(nn.Linear(10, n), gone)))}
-    net = Model(_run, start=dead(nn.Linear(5, n), gone) if vocab is None else nn.Embedding(vocab, n), last=norm(n), head=nn.Linear(n, vocab or 3, bias=not vocab), **parts)
+    start,head = nn.Embedding(vocab, n) if vocab else dead(nn.Linear(5, n), gone),nn.Linear(n, vocab or 3, bias=not vocab)
+    net = Model(_run, start=start, last=norm(n), head=head, **parts)
     if vocab:
         net.head.weight = net.start.weight
         with torch.no_grad(): net.start.weight[:,list(gone)] = 0
@@ -193,7 +208,8 @@ def test_no_norm_is_taken_for_one():
 def test_an_embedding_that_is_the_output_layer_too(norm, tmp_path):
     net,x = stream(norm, vocab=9),torch.randint(9, (3, 6))
     c = condensed(net, x)
-    assert c.model.start.weight is c.model.head.weight and c.model.head.weight.shape==(9,8) and c.model.start.embedding_dim==c.model.head.in_features==8, c.report
+    assert c.model.start.weight is c.model.head.weight and c.model.head.weight.shape==(9,8), c.report
+    assert c.model.start.embedding_dim==c.model.head.in_features==8
     c.save(tmp_path/'c.safetensors')
     assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
 
@@ -222,7 +238,9 @@ class Standard(nn.Conv2d):
         self.register_buffer('u', F.normalize(torch.randn(self.out_channels), dim=0))
     def computed(self, w):
         if self.how=='standard': return self.gain*(w-w.mean((1,2,3), keepdim=True))/(w.var((1,2,3), keepdim=True)+self.eps).sqrt()
-        if self.how=='batch_norm': return F.batch_norm(w.reshape(1, self.out_channels, -1), None, None, self.gain.view(-1), training=True, momentum=0., eps=self.eps).reshape_as(w)
+        if self.how=='batch_norm': # as timm does
+            flat = w.reshape(1, self.out_channels, -1)
+            return F.batch_norm(flat, None, None, self.gain.view(-1), training=True, momentum=0., eps=self.eps).reshape_as(w)
         if self.how=='masked': return w*self.mask
         if self.how=='scaled': return w*self.gain
         if self.how=='spectral':
@@ -238,7 +256,8 @@ class Hand(nn.Module):
     "As `Standard`, but no convolution of torch."
     def __init__(self, i, o, k, padding=0, stride=1, bias=True, groups=1):
         super().__init__()
-        self.weight,self.bias,self.padding,self.stride,self.groups = nn.Parameter(torch.randn(o, i//groups, k, k)),nn.Parameter(torch.randn(o)) if bias else None,padding,stride,groups
+        self.weight,self.bias = nn.Parameter(torch.randn(o, i//groups, k, k)),nn.Parameter(torch.randn(o)) if bias else None
+        self.padding,self.stride,self.groups = padding,stride,groups
     def forward(self, x):
         w = self.weight
         w = (w-w.mean(dim=(1,2,3), keepdim=True))/(w.std(dim=(1,2,3), keepdim=True)+1e-5)
@@ -272,13 +291,13 @@ def standard(make, gone=(1,4,6)):
     net = Model(lambda m, x: m.c(m.b(m.a(x).relu()).relu()).mean((2,3)), a=nn.Conv2d(3, 6, 3), b=make(6, 8), c=nn.Conv2d(8, 3, 1)).double().eval()
     with torch.no_grad():
         net.a.weight[[0,5]],net.a.bias[[0,5]] = 0,-1
-        net.b.weight[list(gone)] = 0
-        if net.b.bias is not None: net.b.bias[list(gone)] = -.5
+        if gone: net.b.weight[list(gone)] = 0
+        if gone and net.b.bias is not None: net.b.bias[list(gone)] = -.5
     return net
 
 computed = {how:lambda i, o, how=how: Standard(i, o, 3, padding=1, how=how) for how in 'standard batch_norm masked scaled spectral quantized by_channel normed'.split()}
-computed |= dict(by_hand=lambda i, o: Hand(i, o, 3, 1), no_bias=lambda i, o: Hand(i, o, 3, bias=False), same=lambda i, o: Same(i, o, 3, stride=2), reflecting=lambda i, o: Reflecting(i, o, 3),
-    strided=lambda i, o: Standard(i, o, 2, stride=2, dilation=2), grouped=lambda i, o: Standard(i, o, 3, groups=2))
+computed |= dict(by_hand=lambda i, o: Hand(i, o, 3, 1), no_bias=lambda i, o: Hand(i, o, 3, bias=False),
+    same=lambda i, o: Same(i, o, 3, stride=2), reflecting=lambda i, o: Reflecting(i, o, 3), strided=lambda i, o: Standard(i, o, 2, stride=2, dilation=2), grouped=lambda i, o: Standard(i, o, 3, groups=2))
 
 @pytest.mark.parametrize('name', computed)
 def test_filters_whose_weight_is_computed_go(name, tmp_path):
@@ -297,6 +316,18 @@ def test_filters_whose_weight_is_computed_go(name, tmp_path):
     same = Condenser(net, x).condense(inplace=True)
     assert same.model is net and len(net.b.weight)==8-len(gone)
 
+def bit(): return ResNetV2([1,1,1,1], [128,128,256,256], num_classes=7, stem_type='fixed', stem_chs=32, conv_layer=partial(StdConv2d, eps=1e-8))
+def dm_nfnet(): return NormFreeNet(_dm_nfnet_cfg(depths=(1,1,1,1), channels=(256,256,256,256)), num_classes=7)
+def of_timm(name): return lambda: timm.create_model(name, num_classes=7)
+
+@pytest.mark.parametrize('make', [bit, dm_nfnet, *[pytest.param(of_timm(n), marks=pytest.mark.long, id=n) for n in ('nf_regnet_b0','nfnet_l0')]])
+def test_networks_of_timm_that_standardize_weights(make):
+    x = images(2, 64)
+    net,x = cast(zeroed(make().eval(), x, 'coupled'), torch.float64),x.double()
+    c = Condenser(net, x).condense()
+    assert c.report.params_after < .27*c.report.params_before and c.report.max_error <= 1e-10, c.report
+    for a,b in pairs(net, c, [images(3, side, torch.float64) for side in (64,75)]): assert largest_gap(a, b) <= 1e-10
+
 def test_a_layer_of_which_nothing_goes_computes_its_weight_as_before():
     net = standard(computed['standard'], ())
     with torch.no_grad(): net.a.weight.normal_()
@@ -314,8 +345,8 @@ def test_a_layer_that_runs_in_its_own_precision_only():
     assert len(condensed(net, torch.randn(2, 3, 9, 9), tol=1e-5).model.b.weight)==5
 
 def test_a_convolution_inside_of_what_computes_its_weight(tmp_path):
-    net,x = Model(lambda m, x: m.c(m.b(m.a(x).relu()).relu()).mean((2,3)), a=dead(nn.Conv2d(3, 6, 3), (0,5)), b=Around(6, 8), c=nn.Conv2d(8, 3, 1)).double().eval(),randn(2, 3, 9, 9)
-    dead(net.b.conv, (1,4,6))
+    net,x = standard(Around, ()),randn(2, 3, 9, 9)
+    for layer,rows in ((net.a,(0,5)), (net.b.conv,(1,4,6))): dead(layer, rows)
     c = condensed(net, x)
     assert c.model.b.conv.weight.shape==(5,4,3,3) and [n for n,_ in c.model.b.named_parameters()]==['conv.weight','conv.bias'] and [*c.model.b._modules]==['conv']
     c.save(tmp_path/'c.safetensors')
