@@ -21,6 +21,7 @@ from .narrow import *
 from .rules import *
 from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
+from .recognized import recognize
 
 # %% ../nbs/03_graph.ipynb #728029cd
 class Graph:
@@ -41,6 +42,7 @@ class Graph:
         self.norms = []     # a `Norm` for each call of a layer that normalizes over units
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
         self.branches = []  # a `Branch` for each that is added to a stream and may have fewer units
+        self.plain = {}     # name of each layer whose weight is computed -> what it is as a plain layer
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
@@ -65,9 +67,9 @@ def watch(
     model:nn.Module, # the network
     sample           # an input, or a tuple of inputs, as `model` takes them; batch first
 ) -> Tape:
-    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer."
+    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer, or not all inputs are of as many."
     xs = as_tuple(sample)
-    few = first_items(xs)
+    few = first_items(xs) if len({len(x) for x in xs if isinstance(x, Tensor) and x.ndim})<2 else xs # a matrix that connects nodes is none of items
     try: return capture(model, few, one_operation)
     except ValueError:
         if all(len(a)==len(b) for a,b in zip(few, xs) if isinstance(a, Tensor) and a.ndim): raise
@@ -292,17 +294,27 @@ _moving = {'permute','transpose','movedim','view','reshape','flatten','unflatten
 
 @patch
 def norm_dim(self:Graph, op, ids):
-    "The dimension of the units in the input of a module that is nothing but a norm, called once; else `None`."
+    "The dimension of the units in the input of a module that is a norm, called once, or else `None`; and names of the modules in it that are called afterwards."
     calls = [c for c in self.tape.calls if c.name==op.place]
     module = self.model.get_submodule(op.place)
-    if op.inner and len(calls)==1: return module.dim # it is narrow already
-    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None
-    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last]]
+    if op.inner and len(calls)==1: return module.dim,module.then # it is narrow already
+    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None,()
+    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last] if o.place==op.place]
+    then = _called_in_turn(self.tape, calls[0])
     s = self.env.get(id(calls[0].args[0]))
-    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape: return None
-    if isinstance(module, nn.GroupNorm): return 1
+    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape or then is None: return None,()
+    if isinstance(module, nn.GroupNorm): return 1,then
     fits = [d for d in reversed(range(1, len(s.shape))) if s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)]
-    return next(iter(fits), None)
+    return next(iter(fits), None),then
+
+def _called_in_turn(tape, call):
+    "Names of the modules inside of `call`, each of which takes what the one before gives out, behind all other operations; `None` if they are called in another way."
+    own = f'{call.name}.'.lstrip('.')
+    inner = [c for c in tape.calls if c.name.startswith(own) and '.' not in c.name[len(own):] and call.first<=c.first and c.last<=call.last and c is not call]
+    if not inner: return () # `tape.calls` are in the order in which they ended
+    chained = all(len(b.args)==1 and b.args[0] is a.out for a,b in zip(inner, inner[1:])) and inner[-1].out is call.out
+    later = any(o.place==call.name for o in tape.ops[inner[0].first:call.last])
+    return tuple(c.name[len(own):] for c in inner) if chained and not later and len(inner[0].args)==1 else None
 
 # %% ../nbs/03_graph.ipynb #379a2c1c
 @patch
@@ -319,8 +331,11 @@ def _perform(self:Graph):
     for t in tensors_in(tape.inputs): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
+    inside,made = recognize(self)
     for self.at,op in enumerate(tape.ops):
-        self._step(op)
+        if self.at not in inside: self._step(op)
+        else: self._count(op)
+        if self.at in made: self.env[id(made[self.at][0])] = made[self.at][1]()
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
         for t in tensors_in(op.out): self.stored.setdefault(_storage(t), {})[id(t)] = t
@@ -366,6 +381,14 @@ def _input(self:Graph, x):
         self.env[id(t)] = Signal(ids.expand(t.shape), nothing.expand(t.shape))
 
 @patch
+def _count(self:Graph, op, given=None):
+    "Note what an operation takes."
+    taken = tensors_in([op.args,op.kwargs])
+    if given is None: given = [self.env.get(id(t)) for t in taken]
+    self.uses.update(a.name for a in given if isinstance(a, Param))
+    self.taken.update(map(id, taken))
+
+@patch
 def _step(self:Graph, op):
     "Perform one operation."
     def _known(o):
@@ -375,8 +398,7 @@ def _step(self:Graph, op):
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
     made = op.name.removeprefix('new_').removesuffix('_strided') in ('zeros','ones','full','empty') and bool(op.numbers)
-    self.uses.update(a.name for a in given if isinstance(a, Param))
-    self.taken.update(map(id, tensors_in([op.args,op.kwargs])))
+    self._count(op, given)
     if not made and not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
     in_place = op.name.endswith('_') and not op.name.endswith('__') and op.args and op.out is op.args[0]
