@@ -8,10 +8,11 @@ __all__ = ['evaluating', 'eagerly', 'watch_pass', 'Op', 'Call', 'Tape', 'copy_of
 
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 
 import torch
 from fastai.callback.core import Callback
@@ -114,7 +115,7 @@ def copy_of(
     dtype=None       # what its floating point numbers are to be; `None`: what they are
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
-    memo = {id(t):t.detach().clone() for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not t.is_leaf}
+    memo = {id(t):t.detach().clone() for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
@@ -148,6 +149,7 @@ class _Recorder(TorchDispatchMode):
         self.names = {m:n for n,m in model.named_modules()}
         self.varies = {id(x) for x in all_tensors(tape.inputs, memories=True)}
         self.gone,self.pending,self.stand_ins = [],{},{}
+        self.thread,self.astray = get_ident(),None
         tape.seen = tuple(self.shown(x, True) for x in tape.inputs)
         self.known = self.varies | {id(t) for t in (*model.parameters(), *model.buffers())}
 
@@ -204,10 +206,14 @@ class _Recorder(TorchDispatchMode):
                 self.note('numpy', tuple(self.gone), {}, t, True)
 
     def enter(self, module, args):
+        if self.thread!=get_ident(): # what is done there is not seen
+            if not self.hidden: self.astray = self.astray or (self.stack[-1][2] if self.stack else module)
+            return
         self.stack.append((self.names.get(module, ''), len(self.tape.ops), module))
         self.hidden += module in self.opaque
 
     def leave(self, module, args, kwargs, out):
+        if self.thread!=get_ident(): return
         while self.stack[-1][2] is not module: self._left() # an error inside of it was caught
         name,first,_ = self.stack[-1]
         self._left()
@@ -267,6 +273,15 @@ def _called_by_layers(recorder):
         for h in handles: h.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
 
+@contextmanager
+def _as_exported():
+    "Code that asks whether it is exported is told so: then it takes no short cut that depends on data."
+    flags = {n:f for n in ('_is_compiling_flag','_is_exporting_flag') if (f := getattr(torch.compiler, n, None)) is not None}
+    for n in flags: setattr(torch.compiler, n, True)
+    try: yield
+    finally:
+        for n,f in flags.items(): setattr(torch.compiler, n, f)
+
 # %% ../nbs/02a_capture.ipynb #3a970774
 def capture(
     model:nn.Module, # the network
@@ -282,8 +297,12 @@ def capture(
     while True:
         tape = Tape(inputs=xs)
         try: return _record(model, tape, whole, apart)
-        except _DependsOnData as e: raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
-            'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
+        except _DependsOnData as e:
+            with suppress(ValueError):
+                if not torch.compiler.is_compiling():
+                    with _as_exported(): return capture(model, sample, whole)
+            raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
+                'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
             if model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
@@ -305,6 +324,10 @@ def _record(model, tape, whole, apart):
             with recorder: out = feed(model, tape.inputs)
     except _DependsOnData: raise
     except Exception as e: raise _Failed(recorder.stack[-1][2] if recorder.stack else model, e) from e
+    if recorder.astray: raise _Failed(recorder.astray, RuntimeError('it uses several threads'))
+    for n,m in model.named_modules():
+        if isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)) and not m.weight.numel() and any(c.name==n for c in tape.calls):
+            raise ValueError(f'layer {n!r} is empty: its weight has shape {tuple(m.weight.shape)}; take it out, or give it at least one input and output')
     recorder.returns(all_tensors(out))
     tape.output = recorder.shown(out)
     return tape
