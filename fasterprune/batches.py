@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Keywords', 'as_tuple', 'named_as', 'feed', 'selected', 'map_tensors', 'tensors_in', 'is_dense', 'first_items',
-           'all_tensors']
+           'all_tensors', 'hook_owners']
 
 # %% ../nbs/01b_batches.ipynb #faf39393
 import inspect
@@ -65,6 +65,7 @@ def selected(
     xs:tuple # the inputs of the other, as `as_tuple` gives them
 ) -> tuple: # as `xs` are given
     "The inputs that `inputs` makes."
+    if isinstance(xs, Keywords) and getattr(inputs, 'names', None): return as_tuple(inputs(**xs.as_dict()))
     out = inputs(*xs)
     return named_as(xs, out if len(xs)>1 else (out,))
 
@@ -123,6 +124,13 @@ def all_tensors(
     elif callable(o) or not memories and _is_memory(o): return []
     else: parts = list(getattr(o, '__dict__', {}).values()) + [getattr(o, k, None) for k in _slots(type(o))]
     return [t for a in parts for t in all_tensors(a, memories, (*seen, id(o)))]
+
+def hook_owners(
+    model:nn.Module # any model
+) -> list:
+    "Objects whose methods are hooks, as fastai's `Hook`, which stores what a module gives out."
+    owners = [getattr(h, '__self__', None) for m in model.modules() for hooks in (m._forward_hooks,m._forward_pre_hooks) for h in hooks.values()]
+    return [o for o in owners if hasattr(o, '__dict__') and not isinstance(o, nn.Module)]
 
 def _slots(cls):
     slots = [vars(c).get('__slots__', ()) for c in cls.__mro__]

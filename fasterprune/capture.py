@@ -115,7 +115,7 @@ def copy_of(
     dtype=None       # what its floating point numbers are to be; `None`: what they are
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
-    memo = {id(t):t.detach().clone() for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
+    memo = {id(t):t.detach().clone() for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
@@ -248,10 +248,14 @@ class _DependsOnData(Exception): pass
 # %% ../nbs/02a_capture.ipynb #7ea62196
 @contextmanager
 def _untouched(model):
-    "Whatever modules store in themselves while they run is forgotten afterwards."
+    "Whatever modules, and their hooks, store in themselves while they run is forgotten afterwards."
     before = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    stored = [(o, dict(vars(o))) for o in hook_owners(model)]
     try: yield
     finally:
+        for o,attrs in stored:
+            vars(o).clear()
+            vars(o).update(attrs)
         for m,attrs,buffers in before:
             if m._buffers!=buffers if m._buffers.keys()!=buffers.keys() else any(m._buffers[k] is not b for k,b in buffers.items()):
                 m._buffers.clear()

@@ -58,7 +58,7 @@ def check_copyable(
     model:nn.Module # any model
 ):
     "A `ValueError` if a module of `model` has an attribute that cannot be copied."
-    memo = {id(o):o for o in (*model.modules(), *model.parameters(), *model.buffers(), *(t for m in model.modules() for t in tensors_in(list(vars(m).values()))))}
+    memo = {id(o):o for o in (*model.modules(), *model.parameters(), *model.buffers(), *(t for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(vars(m).values()))))}
     for name,m in model.named_modules():
         if hasattr(type(m), '__deepcopy__') or getattr(type(m), '__getstate__', None) is not getattr(nn.Module, '__getstate__', None): continue # it knows how
         for k,v in vars(m).items():

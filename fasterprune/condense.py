@@ -47,7 +47,20 @@ class Condensed:
         mode = f'in {self.mode} mode' + "; for predictions call model.eval()"*(self.mode!='evaluation')
         return f'{type(self.model).__name__}, {mode}\n{self.inputs}\n{self.report}'
 
+    def __post_init__(self):
+        if self.sample is not None: self.blueprint['sample'] = [[list(x.shape), str(x.dtype).removeprefix('torch.')] if isinstance(x, Tensor) else None for x in self.sample]
+
     def __getstate__(self): return dict(vars(self), sample=None) # data are not to be found in files
+
+    def example(self
+    ) -> tuple: # inputs of the dense network
+        "Some items to show what the network takes: those that it was condensed with; after loading, random ones of the same shapes."
+        if self.sample is not None: return self.sample
+        shapes = self.blueprint.get('sample')
+        if not shapes or None in shapes: raise ValueError('it is not known what the network takes: give a batch as `sample`')
+        xs = [torch.rand(s, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) for s,dtype in shapes]
+        device = next((p.device for p in self.model.parameters()), None)
+        return tuple(x.to(device) for x in xs) if not self.inputs.names else Keywords([x.to(device) for x in xs], self.inputs.names)
 
 # %% ../nbs/05_condense.ipynb #fe32d6ef
 @dataclass

@@ -69,7 +69,7 @@ def then(self:Condensed,
         mine = slices.setdefault(dense_name(name, special.get('table')), {})
         for d,kept in cut.items(): mine[d] = mine[d][kept] if d in mine else kept
     return Condensed(other.model, _select(self.inputs, other.inputs), report, self.dense, dict(then_special, sizes=sizes, plain=special['plain'] or then_special['plain'],
-        table=table or special.get('table')), slices)
+        table=table or special.get('table'), sample=special.get('sample')), slices, self.sample)
 
 # %% ../nbs/05e_shrinking.ipynb #13928536
 def _inner(model):
