@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from .batches import is_dense
 from .capture import *
 from .narrow import *
 from .rules import *
@@ -28,7 +29,7 @@ class Graph:
     "The units of a network: what is the same, what is constant, and what is needed."
     def __init__(self,
         model:nn.Module, # the network; not changed
-        sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+        sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         tape:Tape=None,  # what `model` does to some items of `sample`, if it is known
         doubts:dict=None, # how often each guess, by number of its operation, turned out to be wrong
         expand:bool=False # may a branch have fewer units than the stream that it is added to?
@@ -65,14 +66,14 @@ class Graph:
 # %% ../nbs/03_graph.ipynb #7d431a53
 def watch(
     model:nn.Module, # the network
-    sample           # an input, or a tuple of inputs, as `model` takes them; batch first
+    sample           # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
 ) -> Tape:
     "What `model` does to the first items of `sample`; to all of them, if it does not take fewer, or not all inputs are of as many."
     xs = as_tuple(sample)
     few = first_items(xs) if len({len(x) for x in xs if isinstance(x, Tensor) and x.ndim})<2 else xs # a matrix that connects nodes is none of items
     try: return capture(model, few, one_operation)
     except ValueError:
-        if all(len(a)==len(b) for a,b in zip(few, xs) if isinstance(a, Tensor) and a.ndim): raise
+        if all(len(a)==len(b) for a,b in zip(tensors_in(few), tensors_in(xs)) if a.ndim and is_dense(a)): raise
         return capture(model, xs, one_operation)
 
 one_operation = nn.MultiheadAttention,NarrowNorm # modules that are not looked into
@@ -323,12 +324,13 @@ def _perform(self:Graph):
     tape = self.tape
     self.env,self.made = {},{}
     self.tensors = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers(remove_duplicate=False))}
+    self.tensors = {n:t for n,t in self.tensors.items() if is_dense(t)}
     for name,t in self.tensors.items(): self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
     self.twins = {_geometry(t):name for name,t in self.tensors.items() if t.numel()>1}
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
     self.stored,self.taken = {},Counter()
-    for x in tape.inputs: self._input(x)
-    for t in tensors_in(tape.inputs): self.stored.setdefault(_storage(t), {})[id(t)] = t
+    for x in tape.seen: self._input(x)
+    for t in tensors_in(tape.seen): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
     inside,made = recognize(self)
