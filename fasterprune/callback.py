@@ -223,8 +223,7 @@ def what_stays(
     part = sum(p.numel() for p in {sparsifier.params[s.param] for groups,_ in pools for g in groups for s in g.weights if most_dead(g, kind)})/max(1, total)
     found = [(g.layers, _one_unit(g)) for g in sparsifier.groups if kind.structured and g.n==1 and kind.name!='layer']
     for reason in dict.fromkeys(filter(None, wanted.values())):
-        share = sum(p.numel() for p,why in wanted.items() if why==reason)/total
-        if part>=_hardly and (reason in expected or 'has no unit' in reason or share<_hardly): continue
+        if part>=_hardly and (reason in expected or 'has no unit' in reason): continue
         found.append(([n for n,why in left.items() if why==reason], reason))
     return found,part
 

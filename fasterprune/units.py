@@ -224,6 +224,7 @@ class Group:
             if not kept: return [] if kept is None else [s]
             return [s.cut(self.n, torch.empty(shape, device='meta'), {d:k.to(params[s.param].device) for d,k in kept.items()})]
         self.weights,self.others = [[new for s in slices for new in _cut(s)] for slices in (self.weights,self.others)]
+        if self.alive is None: return # nobody asks
         left = torch.zeros_like(self.alive)
         for s in self.weights: left[slice(None) if s.rows is None else s.rows[s.rows>=0]] = True
         self.alive,self.counted = self.alive & left,None
