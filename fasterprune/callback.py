@@ -220,7 +220,8 @@ def what_stays(
     wanted = {p:why for p,names in weights.items() if (why := _why(names)) not in by_choice}
     wanted.update({sparsifier.params[s.param]:None for g in sparsifier.groups for s in g.weights})
     total = sum(p.numel() for p in wanted)
-    part = sum(p.numel() for p in {sparsifier.params[s.param] for groups,_ in pools for g in groups for s in g.weights if most_dead(g, kind)})/max(1, total)
+    able = {sparsifier.params[s.param] for groups,_ in pools for g in groups for s in g.weights if most_dead(g, kind)}
+    part = sum(p.numel() for p in able)/max(1, total)
     found = [(g.layers, _one_unit(g)) for g in sparsifier.groups if kind.structured and g.n==1 and kind.name!='layer']
     for reason in dict.fromkeys(filter(None, wanted.values())):
         if part>=_hardly and (reason in expected or 'has no unit' in reason): continue
@@ -231,13 +232,16 @@ _hardly = .1 # a share of the weights
 
 def _one_unit(g):
     why = [r for r in dict.fromkeys(g.reasons) if not r.startswith('normed')][:3]
-    return (f'all its {g.kind} are tied into one unit, which has to stay' if g.kind else 'it has one unit only, which has to stay') + f' ({", ".join(why)})'*bool(why)
+    what = f'all its {g.kind} are tied into one unit' if g.kind else 'it has one unit only'
+    return f'{what}, which has to stay' + f' ({", ".join(why)})'*bool(why)
 
 def tell_what_stays(sparsifier, pools):
     "Warn of layers from which nothing can go."
     found,part = what_stays(sparsifier, pools)
-    few = f"what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, and the logged sparsity is the share of its units" if part<_hardly else ''
-    if few or found: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join([few]*bool(few) + [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]))
+    said = [f'what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, '
+        'and the logged sparsity is the share of its units']*(part<_hardly)
+    said += [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]
+    if said: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join(said))
 
 # %% ../nbs/04a_callback.ipynb #543d1481
 class SparsifyCallback(MaskCallback):

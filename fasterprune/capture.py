@@ -51,7 +51,8 @@ def _leads_to_training(o, steps=4):
 def _unobserved(model):
     "Take off hooks marked `observes`, and those of fastai's callbacks: what they look at is training."
     def _observes(h): return getattr(h, 'observes', False) or _leads_to_training(h)
-    before = [(hooks, dict(hooks)) for m in model.modules() for hooks in (getattr(m, k) for k in _hooks) if any(_observes(h) for h in hooks.values())]
+    all_ = [getattr(m, k) for m in model.modules() for k in _hooks]
+    before = [(hooks, dict(hooks)) for hooks in all_ if any(map(_observes, hooks.values()))]
     forward = model.__dict__.pop('forward') if _observes(model.__dict__.get('forward')) else None
     for hooks,held in before:
         for k,h in held.items():
@@ -67,9 +68,10 @@ def _deepcopy(model, memo):
     "A deep copy; of hooks whose owner cannot be copied, the copy has the same ones: they may be part of what the network computes."
     try: return deepcopy(model, dict(memo))
     except Exception:
-        owners = [o for m in model.modules() for k in _hooks for h in getattr(m, k).values() for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)]
+        hooks = [h for m in model.modules() for k in _hooks for h in getattr(m, k).values()]
+        owners = {id(o):o for h in hooks for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)}
         if not owners: raise
-        return deepcopy(model, {**memo, **{id(o):o for o in owners}})
+        return deepcopy(model, {**memo, **owners})
 
 # %% ../nbs/02a_capture.ipynb #f70e2dff
 def watch_pass(

@@ -172,7 +172,7 @@ class Zeros:
         if plain := [t for t in tensors if t.layout==torch.strided]: torch._foreach_add_(plain, 0.) # -0.0 + 0.0 is 0.0
 
     def _whole(self, n, t):
-        "A mask of as many elements as `t`, in the same order, unless it differs along one dimension: to broadcast within a kernel takes longer than to multiply."
+        "A mask of as many elements as `t`, in the same order, unless it differs along one dimension: to broadcast takes longer."
         m = self.masks[n]
         if sum(s>1 for s in m.shape)<2 or m.shape==t.shape and (m.stride()==t.stride() or t.is_contiguous()): return m.numpy()
         if (n,t.stride()) not in self.whole: self.whole[n,t.stride()] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()

@@ -93,7 +93,8 @@ def _leave_unmeasured(self:Sparsifier):
     silent |= {n for n,(m,p) in stored_weights(self.model).items() if isinstance(m, recurrent) or p and p.endswith('_raw')}
     self.left_dense.update({n:'its input cannot be measured' for g in self.groups for n in g.layers if n in silent})
     self.groups = Groups(g for g in self.groups if not silent & set(g.layers))
-    if not self.groups: raise ValueError(f'no layer can be sparsified: the input of {", ".join(map(repr, self.left_dense))} cannot be measured; take another criterion')
+    if not self.groups: raise ValueError(f'no layer can be sparsified: the input of {", ".join(map(repr, self.left_dense))} cannot be measured; '
+        'take another criterion')
 
 # %% ../nbs/04_sparsify.ipynb #a6e513bf
 @patch
@@ -375,8 +376,9 @@ def resume(self:Sparsifier,
 def _matrices(model):
     "All layers, or matrices of recurrent ones, by name: the layer and its weights; one that is computed from others is taken as it comes out."
     found = {}
-    for n,m in model.named_modules(): found.update({n:(m, [p for p in m._parameters.values() if p is not None and p.ndim>1])} if isinstance(m, nn.MultiheadAttention) else
-        {param_name(n, a) if isinstance(m, recurrent) else n:(m, [getattr(m, a)]) for a in matrices_in(m)})
+    for n,m in model.named_modules():
+        if isinstance(m, nn.MultiheadAttention): found[n] = m,[p for p in m._parameters.values() if p is not None and p.ndim>1]
+        for a in matrices_in(m): found[param_name(n, a) if isinstance(m, recurrent) else n] = m,[getattr(m, a)]
     for n,(m,p) in stored_weights(model).items():
         if p: found[n] = m,[model.get_parameter(p)]
     return {n:(m, [w.detach() for w in ws if isinstance(w, Tensor)]) for n,(m,ws) in found.items()}
@@ -446,7 +448,8 @@ def find_zeros(
 
 def _others(graph, params, masks):
     "Masks of what belongs to units that nothing makes any more."
-    made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes' and (p in params or p in graph.layers)} # buffers go with their units
+    made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes'}
+    made = {(p,dim):units for (p,dim),units in made.items() if p in params or p in graph.layers} # other buffers go with their units
     alive,makes = torch.zeros(2, graph.n_units, dtype=torch.bool)
     for (p,dim),units in made.items():
         if (w := graph.tensors[p].detach()).ndim<2: continue

@@ -44,8 +44,8 @@ def stored_weights(
     for n,m in model.named_modules():
         for c in m.children(): around.setdefault(c, []).append((n, m))
     def _name(n, m, attr):
-        if m._parameters.get(attr) is not None: return param_name(n, attr)
-        return next((param_name(o, f'{attr}_raw') for o,owner in [(n, m), *around.get(m, [])] if owner._parameters.get(f'{attr}_raw') is not None), None) # dropped out
+        places = [(n, m, attr), *[(o, owner, f'{attr}_raw') for o,owner in [(n, m), *around.get(m, [])]]] # what is dropped out is beside the layer
+        return next((param_name(o, k) for o,owner,k in places if owner._parameters.get(k) is not None), None)
     for n,m in model.named_modules():
         for attr in matrices_in(m): found[param_name(n, attr) if isinstance(m, recurrent) else n] = m,_name(n, m, attr)
     return found
@@ -78,7 +78,8 @@ def matching(
 def is_attention(m): return isinstance(m, nn.MultiheadAttention) or all(hasattr(m, a) for a in ('num_heads','qkv','proj'))
 
 def _unsuited(granularity, m):
-    if isinstance(m, recurrent): return f'of a recurrent layer only single weights can be zeroed, no {granularity.name!r}' if granularity.structured or granularity.n_of_m else ''
+    single = not (granularity.structured or granularity.n_of_m)
+    if isinstance(m, recurrent): return '' if single else f'of a recurrent layer only single weights can be zeroed, no {granularity.name!r}'
     if granularity.name=='head': return '' if is_attention(m) else f"a {type(m).__name__} has no unit 'head'"
     return granularity.unsuited(m)
 
@@ -109,7 +110,8 @@ def select_layers(
     unsuited = {n:why for n in chosen if n not in left and (why := _unsuited(granularity, found[n]))}
     named = layers if isinstance(layers, (list,tuple,set)) else [layers]
     for n,why in unsuited.items():
-        if set(_names(n, found[n])) & {p for p in named if isinstance(p, str)} or type(found[n]) in named: raise ValueError(f'layer {n!r}: {why}; take another granularity, or leave it out of `layers`')
+        if not any(p in (*_names(n, found[n]), type(found[n])) for p in named): continue
+        raise ValueError(f'layer {n!r}: {why}; take another granularity, or leave it out of `layers`')
     left.update(unsuited)
     selected = {n:found[n] for n in chosen if n not in left}
     left = _joined(left, stored)
@@ -436,16 +438,17 @@ def check_memory(
     names,found = set(names),{}
     for n in names:
         p = params[n]
-        if _plain(p) and _repeats(p): raise ValueError(f'{n!r} is expanded: its {p.numel()} elements lie in memory for {len(np.unique(_addresses(p)))}, so that a zero would be several; '
-            'give each element its own: `p.data = p.data.clone()`')
+        if _plain(p) and _repeats(p): raise ValueError(f'{n!r} is expanded: its {p.numel()} elements lie in memory for {len(np.unique(_addresses(p)))}, '
+            'so that a zero would be several; give each element its own: `p.data = p.data.clone()`')
     for n,p in params.items():
         if _plain(p) and (id(p) not in found or n in names): found[id(p)] = n,p
     open_ = []
     for n,p in sorted(found.values(), key=lambda f: (str(f[1].device), f[1].data_ptr())):
         open_ = [(m, q) for m,q in open_ if q.device==p.device and _last(q)>p.data_ptr()]
         for m,q in open_:
-            if (n in names or m in names) and _overlap(p, q): raise ValueError(f'{m!r} and {n!r} share memory, but are two parameters, so that a zero in one would be one in the other: '
-                f'let them be the same parameter, as in `b.weight = a.weight`, or give each its own memory: `p.data = p.data.clone()`')
+            if (n in names or m in names) and _overlap(p, q): raise ValueError(f'{m!r} and {n!r} share memory, but are two parameters, '
+                'so that a zero in one would be one in the other: let them be the same parameter, as in `b.weight = a.weight`, '
+                'or give each its own memory: `p.data = p.data.clone()`')
         open_.append((n, p))
 
 # %% ../nbs/03b_units.ipynb #4105d6e5

@@ -348,7 +348,8 @@ def signed(model): return [n for n,p in model.named_parameters() if bool((p[p==0
 def test_zeros_are_positive(granularity, dtype):
     "A weight times a mask would be -0.0 half of the time: two equal networks would differ bit for bit."
     for fmt in (torch.contiguous_format, torch.channels_last):
-        net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3)).to(dtype).to(memory_format=fmt)
+        net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3))
+        net = net.to(dtype).to(memory_format=fmt)
         sp = Sparsifier(net, granularity, sample=torch.randn(2, 4, 8, 8, dtype=dtype))
         for s in (.3, .5):
             sp.sparsify(s)
@@ -420,17 +421,23 @@ def test_a_buffer_that_is_a_weight_keeps_its_units():
 
 # ---- memory
 
-def _shared(): a,b = nn.Linear(8, 8),nn.Linear(8, 8); b.weight.data = a.weight.data; return nn.Sequential(a, nn.ReLU(), b)
+def _shared():
+    a,b = nn.Linear(8, 8),nn.Linear(8, 8)
+    b.weight.data = a.weight.data
+    return nn.Sequential(a, nn.ReLU(), b)
 def _views(first, second):
     a,b,all_ = nn.Linear(8, 8),nn.Linear(8, 8),torch.randn(16, 16)
     a.weight.data,b.weight.data = all_[first],all_[second]
     return nn.Sequential(a, nn.ReLU(), b)
-def _stored(t): l = nn.Linear(8, 8); l.weight = nn.Parameter(t); return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), l)
+def _stored(t):
+    l = nn.Linear(8, 8)
+    l.weight = nn.Parameter(t)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), l)
 low,high,mid = slice(8),slice(8, 16),slice(4, 12)
-one_memory = dict(shared=_shared, partly=lambda: _views((low,low), (mid,low)), corner=lambda: _views((low,low), (slice(7, 15),slice(7, 15))), expanded=lambda: _stored(torch.randn(1, 8).expand(8, 8)),
-    overlapping=lambda: _stored(torch.as_strided(torch.randn(16), (8,8), (1,1))))
-own_memory = dict(rows=lambda: _views((low,low), (high,low)), columns=lambda: _views((low,low), (low,high)), strided=lambda: _views((slice(0, 16, 2),low), (slice(1, 16, 2),low)),
-    transposed=lambda: _stored(torch.randn(8, 8).t()))
+one_memory = dict(shared=_shared, partly=lambda: _views((low,low), (mid,low)), corner=lambda: _views((low,low), (slice(7, 15),slice(7, 15))),
+    expanded=lambda: _stored(torch.randn(1, 8).expand(8, 8)), overlapping=lambda: _stored(torch.as_strided(torch.randn(16), (8,8), (1,1))))
+own_memory = dict(rows=lambda: _views((low,low), (high,low)), columns=lambda: _views((low,low), (low,high)),
+    strided=lambda: _views((slice(0, 16, 2),low), (slice(1, 16, 2),low)), transposed=lambda: _stored(torch.randn(8, 8).t()))
 
 @pytest.mark.parametrize('case', one_memory)
 @pytest.mark.parametrize('granularity', ['weight', 'neuron'])
@@ -465,8 +472,9 @@ class Sequence(nn.Module):
         for t in x.unbind(1): h = self.rnn(t, h)
         return self.head(h[0] if isinstance(h, tuple) else h)
 
-rnns = dict(lstm=lambda: nn.LSTM(6, 8, batch_first=True), gru=lambda: nn.GRU(6, 8, 2, batch_first=True, bidirectional=True), rnn=lambda: nn.RNN(6, 8, batch_first=True),
-    projected=lambda: nn.LSTM(6, 8, batch_first=True, proj_size=4), lstm_cell=lambda: nn.LSTMCell(6, 8), gru_cell=lambda: nn.GRUCell(6, 8), rnn_cell=lambda: nn.RNNCell(6, 8))
+rnns = dict(lstm=lambda: nn.LSTM(6, 8, batch_first=True), gru=lambda: nn.GRU(6, 8, 2, batch_first=True, bidirectional=True),
+    rnn=lambda: nn.RNN(6, 8, batch_first=True), projected=lambda: nn.LSTM(6, 8, batch_first=True, proj_size=4),
+    lstm_cell=lambda: nn.LSTMCell(6, 8), gru_cell=lambda: nn.GRUCell(6, 8), rnn_cell=lambda: nn.RNNCell(6, 8))
 def matrices(net): return [p for n,p in net.named_parameters() if p.ndim>1 and n!='e.weight']
 
 @pytest.mark.parametrize('context', ['global', 'local', 'erk'])
@@ -566,7 +574,9 @@ def test_units_that_are_one_are_told():
         def __init__(self):
             super().__init__()
             self.a,self.b,self.c = nn.Linear(8, 4),nn.Linear(4, 90),nn.Linear(90, 2)
-        def forward(self, x): x = self.a(x); return self.c(self.b(x + x.roll(1, 1)).relu())
+        def forward(self, x):
+            x = self.a(x)
+            return self.c(self.b(x + x.roll(1, 1)).relu())
     for net,layer,why in ((Decoder(),'b','tied into one unit'), (Rolled(),'a','roll')):
         for context in ('local','global'):
             said = told(learner(net), SparsifyCallback(.5, 'neuron', context))
