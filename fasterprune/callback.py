@@ -6,7 +6,7 @@
 __all__ = ['sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros']
 
 # %% ../nbs/04a_callback.ipynb #3f8a5fcd
-import warnings
+import fnmatch, warnings
 import numpy as np, torch, matplotlib.pyplot as plt
 from fastai.basics import *
 from fastai.callback.all import *
@@ -212,17 +212,19 @@ def _prunable(model):
 
 def what_stays(
     sparsifier:Sparsifier, # a sparsifier
-    pools:list             # pairs of groups that compete and their sparsity
+    sparsity               # what is asked of it: a fraction in [0,1), or a dict from layer name or glob to fraction
 ) -> tuple: # list of pairs of names of layers and why they stay; the share of the weights that takes part
     "What cannot be sparsified, though it was not left out, and how much can."
     weights,left,kind = _prunable(sparsifier.model),sparsifier.left_dense,sparsifier.granularity
     def _why(names): return next((left[n] for n in names if n in left), None)
-    wanted = {p:why for p,names in weights.items() if (why := _why(names)) not in by_choice}
-    wanted.update({sparsifier.params[s.param]:None for g in sparsifier.groups for s in g.weights})
+    def _asked(names): return not isinstance(sparsity, dict) or any(fnmatch.fnmatchcase(n, p) for n in names for p in sparsity)
+    groups = [g for gs,_ in sparsifier.pools(sparsity) for g in gs]
+    wanted = {p:why for p,names in weights.items() if (why := _why(names)) not in by_choice and _asked(names)}
+    wanted.update({sparsifier.params[s.param]:None for g in groups for s in g.weights})
     total = sum(p.numel() for p in wanted)
-    able = {sparsifier.params[s.param] for groups,_ in pools for g in groups for s in g.weights if most_dead(g, kind)}
+    able = {sparsifier.params[s.param] for g in groups for s in g.weights if most_dead(g, kind)}
     part = sum(p.numel() for p in able)/max(1, total)
-    found = [(g.layers, _one_unit(g)) for g in sparsifier.groups if kind.structured and g.n==1 and kind.name!='layer']
+    found = [(g.layers, _one_unit(g)) for g in groups if kind.structured and g.n==1 and kind.name!='layer']
     for reason in dict.fromkeys(filter(None, wanted.values())):
         if part>=_hardly and (reason in expected or 'has no unit' in reason): continue
         found.append(([n for n,why in left.items() if why==reason], reason))
@@ -235,9 +237,9 @@ def _one_unit(g):
     what = f'all its {g.kind} are tied into one unit' if g.kind else 'it has one unit only'
     return f'{what}, which has to stay' + f' ({", ".join(why)})'*bool(why)
 
-def tell_what_stays(sparsifier, pools):
+def tell_what_stays(sparsifier, sparsity):
     "Warn of layers from which nothing can go."
-    found,part = what_stays(sparsifier, pools)
+    found,part = what_stays(sparsifier, sparsity)
     said = [f'what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, '
         'and the logged sparsity is the share of its units']*(part<_hardly)
     said += [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]
@@ -271,7 +273,8 @@ class SparsifyCallback(MaskCallback):
         "A `Sparsifier` for the model, which sees the graph by the first batch."
         sample = first_items(self.xb)
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude, self.coupled, sample, self.round_to, self.min_units)
-        tell_what_stays(sparsifier, sparsifier.pools(self.sparsity))
+        sparsifier.pools(self.sparsity)
+        tell_what_stays(sparsifier, self.sparsity)
         self.layer_history = []
         sparsifier.shared = any(isinstance(cb, MaskCallback) and cb is not self for cb in self.learn.cbs)
         return sparsifier

@@ -586,4 +586,5 @@ def test_what_takes_part_is_told_where_it_is_little():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4*36, 40), nn.ReLU(), nn.Linear(40, 2))
     said = told(learner(net, shape=(3,8,8)), SparsifyCallback(.5, 'filter'))
     assert len(said)==1 and f'{108/(108+4*36*40+80):.2%} of the weights' in said[0] and "'3', '5' cannot be sparsified: a Linear has no unit 'filter'" in said[0]
+    assert not told(learner(net, shape=(3,8,8)), SparsifyCallback({'0':.5}, 'filter')) # what is asked for
     for net,shape,unit in ((cnn(), (3,8,8), 'filter'), (mlp(), (8,), 'neuron'), (mlp(), (8,), 'weight')): assert not told(learner(net, shape=shape), SparsifyCallback(.5, unit))
