@@ -13,9 +13,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
+from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -45,17 +47,44 @@ def eagerly():
     return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 # %% ../nbs/02a_capture.ipynb #86658ad8
+_hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+
+def _leads_to_training(o, steps=4):
+    "Does a hook, what it is bound to, or what it closes over, belong to a callback of fastai or to its `Learner`?"
+    if isinstance(o, (Callback,Learner)): return True
+    if steps==0 or o is None or isinstance(o, (nn.Module,Tensor,ModuleType,type,str,int,float)): return False
+    if isinstance(o, (list,tuple,dict)): held = list(o.values() if isinstance(o, dict) else o)[:16]
+    elif isinstance(o, MethodType): held = [o.__self__,o.__func__]
+    elif isinstance(o, partial): held = [o.func,o.args,o.keywords]
+    elif isinstance(o, FunctionType): held = [c.cell_contents for c in o.__closure__ or () if c!=CellType()]
+    else: held = list(getattr(o, '__dict__', {}).values())
+    return any(_leads_to_training(h, steps-1) for h in held)
+
 @contextmanager
 def _unobserved(model):
     "Take off hooks marked `observes`, and those of fastai's callbacks: what they look at is training."
-    def _observes(h): return getattr(h, 'observes', False) or isinstance(getattr(getattr(getattr(h, '__self__', None), 'hook_func', None), '__self__', None), Callback)
-    taken = [(hooks,k,h) for m in model.modules() for hooks in (m._forward_hooks,m._forward_pre_hooks) for k,h in hooks.items() if _observes(h)]
+    def _observes(h): return getattr(h, 'observes', False) or _leads_to_training(h)
+    all_ = [getattr(m, k) for m in model.modules() for k in _hooks]
+    before = [(hooks, dict(hooks)) for hooks in all_ if any(map(_observes, hooks.values()))]
     forward = model.__dict__.pop('forward') if _observes(model.__dict__.get('forward')) else None
-    for hooks,k,_ in taken: del hooks[k]
+    for hooks,held in before:
+        for k,h in held.items():
+            if _observes(h): del hooks[k]
     try: yield
     finally:
         if forward: model.forward = forward
-        for hooks,k,h in taken: hooks[k] = h
+        for hooks,held in before:
+            hooks.clear()
+            hooks.update(held)
+
+def _deepcopy(model, memo):
+    "A deep copy; of hooks whose owner cannot be copied, the copy has the same ones: they may be part of what the network computes."
+    try: return deepcopy(model, dict(memo))
+    except Exception:
+        hooks = [h for m in model.modules() for k in _hooks for h in getattr(m, k).values()]
+        owners = {id(o):o for h in hooks for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)}
+        if not owners: raise
+        return deepcopy(model, {**memo, **owners})
 
 # %% ../nbs/02a_capture.ipynb #f70e2dff
 def watch_pass(
@@ -122,7 +151,7 @@ def copy_of(
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
-    return deepcopy(model, memo).to(dtype)
+    with _unobserved(model): return _deepcopy(model, memo).to(dtype)
 
 # %% ../nbs/02a_capture.ipynb #b016bf63
 _torch = os.path.dirname(torch.__file__)+os.sep,origins.__file__,'<string>','<frozen'
