@@ -381,6 +381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fasterprune.export._ByPosition.forward': ('export.html#_byposition.forward', 'fasterprune/export.py'),
                                     'fasterprune.export._check_installed': ('export.html#_check_installed', 'fasterprune/export.py'),
                                     'fasterprune.export._convert': ('export.html#_convert', 'fasterprune/export.py'),
+                                    'fasterprune.export._in_a_line': ('export.html#_in_a_line', 'fasterprune/export.py'),
                                     'fasterprune.export._names': ('export.html#_names', 'fasterprune/export.py'),
                                     'fasterprune.export._numbered': ('export.html#_numbered', 'fasterprune/export.py'),
                                     'fasterprune.export._onnx_outputs': ('export.html#_onnx_outputs', 'fasterprune/export.py'),

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from .schedules import *
 from .batches import *
 from .capture import *
+from .checks import check_model
 from .criteria import *
 from .granularity import *
 from .units import *
@@ -83,6 +84,7 @@ class MaskCallback(Callback):
         "Check what can be checked before anything is trained; `before_fit` is no place for it, as `validate` has one, too."
         self.trained = True
         if not self.begins: return
+        check_model(self.model, may_be_lazy=True)
         self.check_schedule()
         self.check()
 

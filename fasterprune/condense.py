@@ -57,7 +57,7 @@ class Condensed:
         "Some items to show what the network takes: those that it was condensed with; after loading, random ones of the same shapes."
         if self.sample is not None: return self.sample
         shapes = self.blueprint.get('sample')
-        if not shapes or None in shapes: raise ValueError('it is not known what the network takes: give a batch as `sample`')
+        if not shapes or None in shapes: raise ValueError('it is not known which batches of tensors the network takes: give one as `sample`')
         xs = [torch.rand(s, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) for s,dtype in shapes]
         device = next((p.device for p in self.model.parameters()), None)
         return tuple(x.to(device) for x in xs) if not self.inputs.names else Keywords([x.to(device) for x in xs], self.inputs.names)
