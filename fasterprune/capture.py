@@ -116,10 +116,14 @@ def tensors_in(o):
 
 def copy_of(
     model:nn.Module, # any model
-    dtype=None       # what its floating point numbers are to be; `None`: what they are
+    dtype=None,      # what its floating point numbers are to be; `None`: what they are
+    shared:bool=False # may the copy have parameters and buffers of its own in the memory of the model's?
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
     memo = {id(t):t.detach().clone() for m in model.modules() for t in tensors_in(list(m.__dict__.values())) if not t.is_leaf}
+    if shared:
+        memo.update({id(p):nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter})
+        memo.update({id(b):b.detach() for b in model.buffers() if type(b) is Tensor})
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})

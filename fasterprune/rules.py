@@ -215,7 +215,12 @@ def _unchanged(graph, op, x, *args, **kwargs):
     if isinstance(x, Param) and not drops: return Param(x.name, op.out.detach(), x.dims)
     if drops: return barrier(graph, op, x)
     if not op.out.is_floating_point(): return x.unknown()
-    return Signal(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.bare) if op.name in ('to','_to_copy','type_as') else x
+    rounds = op.name in ('to','_to_copy','type_as') and torch.finfo(op.out.dtype).eps > _stored_eps(graph)
+    return Signal(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.bare) if rounds else x
+
+def _stored_eps(graph):
+    "That of the precision in which the network is stored: what rounds to no less than that is no part of its function."
+    return next((torch.finfo(t.dtype).eps for t in graph.tensors.values() if t.is_floating_point()), 0.)
 
 @rule('zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like')
 def _filled(graph, op, x, *args, **kwargs):
