@@ -160,11 +160,13 @@ class _Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         varies = any(id(t) in self.varies for t in tensors_in([args,kwargs]))
         if varies and name in _to_python and not (name in _number and args[0].dtype in _integers): raise _DependsOnData(f'what it does depends on the values of its input, at {_line()}')
-        out = func(*args, **kwargs)
+        out = self.perform(func, name, args, kwargs, varies)
         place = self.stack[-1][0] if self.stack else ''
         self.tape.ops.append(Op(name, args, kwargs, out, place, '' if name in _plain else _line()))
         if varies: self.varies.update(map(id, tensors_in(out if not name.endswith('_') else [out,args[0]])))
         return out
+
+    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     def enter(self, module, args): self.stack.append((self.names.get(module, ''), len(self.tape.ops)))
 
@@ -210,13 +212,14 @@ def _called_by_layers(recorder):
 def capture(
     model:nn.Module, # the network
     sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
-    whole:tuple=()   # types of modules that count as one operation
+    whole:tuple=(),  # types of modules that count as one operation
+    recorder=_Recorder # what writes down
 ) -> Tape: # what it does
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
     xs = as_tuple(sample)
     if any(isinstance(x, Tensor) and x.shape[:1]==(0,) for x in xs): raise ValueError('the sample is empty: give a batch of at least one item')
     tape = Tape(inputs=tuple(x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else x for x in xs))
-    recorder = _Recorder(model, tape, whole)
+    recorder = recorder(model, tape, whole)
     try:
         if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
             with evaluating(model): model(*tape.inputs)
@@ -232,3 +235,59 @@ def capture(
         error.tape = tape
         raise error from e
     return tape
+
+# %% ../nbs/02a_capture.ipynb #060934d4
+def _alike(x, *args, **kwargs): return torch.empty_like(x)
+
+def _paired(x, y, *args, **kwargs):
+    if not isinstance(y, Tensor): return torch.empty_like(x) if x.is_floating_point() and isinstance(y, (int,float)) else None
+    return torch.empty_like(x) if x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape else None
+
+def _times_weight(x, weight, bias=None):
+    return x.new_empty(*x.shape[:-1], len(weight)) if x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype else None
+
+def _times(x, y):
+    if min(x.ndim, y.ndim)<2 or x.shape[-1]!=y.shape[-2] or x.dtype!=y.dtype: return None
+    return x.new_empty(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+
+def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n = weight.ndim-2
+    if isinstance(padding, str) or x.ndim!=weight.ndim or x.shape[1]!=weight.shape[1]*groups or len(weight)%groups or x.dtype!=weight.dtype: return None
+    stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
+    sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
+    last = n==2 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format) if min(sizes)>0 else None
+
+def _attended(q, k, v, *args, **kwargs):
+    fits = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and q.dtype==k.dtype==v.dtype
+    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits and not kwargs.get('enable_gqa') else None
+
+def _normed(x, shape, weight=None, bias=None, *args): return torch.empty_like(x) if all(p is None or p.shape==x.shape[-len(shape):]==tuple(shape) for p in (weight,bias)) else None
+
+def _normed_in_channel(x, *args):
+    return torch.empty_like(x) if x.ndim>1 and all(len(p)==x.shape[1] for p in args if isinstance(p, Tensor)) and not (args and isinstance(args[0], int) and x.shape[1]%args[0]) else None
+
+_forms = {**dict.fromkeys('relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'.split(), _alike),
+    **dict.fromkeys('add sub mul div'.split(), _paired), 'linear':_times_weight, 'matmul':_times, 'scaled_dot_product_attention':_attended,
+    **dict.fromkeys('conv1d conv2d conv3d'.split(), _convolved), 'layer_norm':_normed, **dict.fromkeys('batch_norm group_norm'.split(), _normed_in_channel)}
+_by_value = {'nonzero','masked_select','index','_unique','_unique2','unique_dim','unique_consecutive','repeat_interleave','bincount','nms'} # the form of what comes out depends on values
+
+class _Sketch(_Recorder):
+    "Writes down operations, and performs no large ones."
+    def perform(self, func, name, args, kwargs, varies):
+        if varies and (name in _number or name in _by_value): raise NotImplementedError(f'what {name} gives out depends on values')
+        x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
+        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or name=='batch_norm' and args[5]: return func(*args, **kwargs)
+        out = form(*args, **kwargs)
+        return func(*args, **kwargs) if out is None else x if name.endswith('_') else out
+
+def sketch(
+    model:nn.Module, # the network
+    sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+    whole:tuple=()   # types of modules that count as one operation
+) -> Tape: # what it does; the tensors in it have the right form, but not their values
+    "The operations of `model` on `sample`, as `capture` gives them, in less time."
+    if all(t.device.type=='cpu' for t in tensors_in(sample)):
+        try: return capture(model, sample, whole, _Sketch)
+        except Exception: pass # the other way will tell what is wrong
+    return capture(model, sample, whole)

@@ -16,6 +16,7 @@ from fastai.basics import *
 from torch import Tensor, nn
 
 from .capture import *
+from .capture import sketch
 from .graph import *
 from .narrow import *
 from .plan import *
@@ -167,7 +168,7 @@ def _doubt_numbers(self:Condenser):
 def _other_ops(self:Condenser):
     "What the network does to a batch of another size, with images of another size if it takes them."
     for xs in other_batches(self.sample):
-        try: return capture(self.plain, xs, one_operation).ops
+        try: return sketch(self.plain, xs, one_operation).ops
         except ValueError: continue
     return []
 
@@ -249,7 +250,7 @@ def _report(self:Condenser, trial, error, spared):
 def _dead(self:Condenser, name, m, plan, spared):
     "How many outputs of a layer are dead but stayed, for which reason."
     if not isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)): return {}
-    if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.linked.any(1),r.rows
+    if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.ends[0],r.rows
     else:
         dim = int(getattr(m, 'transposed', False))
         silent = (m.weight.detach().transpose(0, dim).flatten(1)==0).all(1).cpu()
@@ -263,7 +264,7 @@ def _unread(self:Condenser, name):
     found = Counter()
     for r in {r.weight:r for r in self.graph.reads if r.layer==name}.values():
         if not self.reasons.made[r.cols].any(): continue
-        silent = r.cols[~r.linked.any(0)]
+        silent = r.cols[~r.ends[1]]
         found.update(why for n in self.reasons.made[silent].tolist() for why in self.reasons.makers[n])
     return found
 

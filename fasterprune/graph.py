@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from .capture import *
+from .capture import sketch
 from .narrow import *
 from .rules import *
 from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
@@ -65,7 +66,7 @@ def watch(
     "What `model` does to the first items of `sample`; to all of them, if it does not take fewer."
     xs = as_tuple(sample)
     few = first_items(xs)
-    try: return capture(model, few, one_operation)
+    try: return sketch(model, few, one_operation)
     except ValueError:
         if all(len(a)==len(b) for a,b in zip(few, xs) if isinstance(a, Tensor) and a.ndim): raise
         return capture(model, xs, one_operation)
@@ -409,7 +410,7 @@ def _ask(self:Graph):
     self.needed,count = self.pinned.clone(),-1
     while count != self.needed.sum():
         count = self.needed.sum()
-        for r in reversed(self.reads): self.needed[r.cols[r.linked[self.needed[r.rows]].any(0) & r.const.isnan()]] = True
+        for r in reversed(self.reads): self.needed[r.cols[r.heard(self.needed[r.rows]) & r.const.isnan()]] = True
         for b in self.branches: self.needed[b.cols[self.needed[b.rows] & b.const.isnan()]] = True
         for m in self.norms:
             read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)

