@@ -144,10 +144,14 @@ class Tape:
 # %% ../nbs/02a_capture.ipynb #469e79ca
 def copy_of(
     model:nn.Module, # any model
-    dtype=None       # what its floating point numbers are to be; `None`: what they are
+    dtype=None,      # what its floating point numbers are to be; `None`: what they are
+    shared:bool=False # may the copy have parameters and buffers of its own in the memory of the model's?
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
     memo = {id(t):t.detach().clone() for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
+    if shared:
+        memo.update({id(p):nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter})
+        memo.update({id(b):b.detach() for b in model.buffers() if type(b) is Tensor})
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
@@ -199,7 +203,7 @@ class _Recorder(TorchDispatchMode):
         if name in _leaving: self._leaves(args[0], varies)
         shown = args
         if name[-1]=='_' and name!='detach_' and torch.Tag.inplace_view in func.tags: name,shown = name[:-1],(self._before(args[0]),*args[1:]) # it has another shape from now on
-        out = func(*args, **kwargs)
+        out = self.perform(func, name, args, kwargs, varies)
         self.note(name, shown, kwargs, out, varies, '' if name in _plain else _line())
         return out
 
@@ -236,6 +240,8 @@ class _Recorder(TorchDispatchMode):
             if id(t) in self.pending or t.is_inference() and id(t) not in self.known:
                 self.pending.pop(id(t), None)
                 self.note('numpy', tuple(self.gone), {}, t, True)
+
+    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     def enter(self, module, args):
         if self.thread!=get_ident(): # what is done there is not seen
@@ -322,7 +328,8 @@ def _as_exported():
 def capture(
     model:nn.Module, # the network
     sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
-    whole:tuple=()   # types of modules that count as one operation
+    whole:tuple=(),  # types of modules that count as one operation
+    recorder=_Recorder # what writes down
 ) -> Tape: # what it does
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
     check_model(model, may_be_lazy=True)
@@ -332,30 +339,30 @@ def capture(
     apart = set() # what does not run while it is watched
     while True:
         tape = Tape(inputs=xs)
-        try: return _record(model, tape, whole, apart)
+        try: return _record(model, tape, whole, apart, recorder)
         except _DependsOnData as e:
             with suppress(ValueError):
                 if not torch.compiler.is_compiling():
-                    with _as_exported(): return capture(model, sample, whole)
+                    with _as_exported(): return capture(model, sample, whole, recorder)
             raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
                 'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
             if model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
             if not apart: # or is it that the network does not bear numbers that are traced?
-                with suppress(_Failed, _DependsOnData): return _record(model, Tape(inputs=xs), whole, apart, traced=False)
+                with suppress(_Failed, _DependsOnData): return _record(model, Tape(inputs=xs), whole, apart, recorder, traced=False)
             apart.add(model if module in apart else module)
 
 class _Failed(Exception): pass
 
-def _record(model, tape, whole, apart, traced=True):
+def _record(model, tape, whole, apart, recorder, traced=True):
     "Run a network and write down what it does; `_Failed` with the module that is to blame."
     if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
         try:
             with evaluating(model): feed(model, tape.inputs)
         except Exception as e: raise _Failed(model, e) from e
     opaque = {*apart, *(m for m in model.modules() if isinstance(m, torch.jit.ScriptModule))}
-    recorder = _Recorder(model, tape, whole, opaque)
+    recorder = recorder(model, tape, whole, opaque)
     try:
         with evaluating(model), eagerly(), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder), \
             (traced_numbers(model) if traced else nullcontext()) as recorder.calls:
@@ -391,3 +398,59 @@ def _does_not_run(model, tape, e):
     error = ValueError(f'the model does not run on the sample ({shapes}{own}): {e}\nGive a batch as the model takes it.')
     error.tape = tape
     return error
+
+# %% ../nbs/02a_capture.ipynb #060934d4
+def _alike(x, *args, **kwargs): return torch.empty_like(x)
+
+def _paired(x, y, *args, **kwargs):
+    if not isinstance(y, Tensor): return torch.empty_like(x) if x.is_floating_point() and isinstance(y, (int,float)) else None
+    return torch.empty_like(x) if x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape else None
+
+def _times_weight(x, weight, bias=None):
+    return x.new_empty(*x.shape[:-1], len(weight)) if x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype else None
+
+def _times(x, y):
+    if min(x.ndim, y.ndim)<2 or x.shape[-1]!=y.shape[-2] or x.dtype!=y.dtype: return None
+    return x.new_empty(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+
+def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n = weight.ndim-2
+    if isinstance(padding, str) or x.ndim!=weight.ndim or x.shape[1]!=weight.shape[1]*groups or len(weight)%groups or x.dtype!=weight.dtype: return None
+    stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
+    sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
+    last = n==2 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format) if min(sizes)>0 else None
+
+def _attended(q, k, v, *args, **kwargs):
+    fits = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and q.dtype==k.dtype==v.dtype
+    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits and not kwargs.get('enable_gqa') else None
+
+def _normed(x, shape, weight=None, bias=None, *args): return torch.empty_like(x) if all(p is None or p.shape==x.shape[-len(shape):]==tuple(shape) for p in (weight,bias)) else None
+
+def _normed_in_channel(x, *args):
+    return torch.empty_like(x) if x.ndim>1 and all(len(p)==x.shape[1] for p in args if isinstance(p, Tensor)) and not (args and isinstance(args[0], int) and x.shape[1]%args[0]) else None
+
+_forms = {**dict.fromkeys('relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'.split(), _alike),
+    **dict.fromkeys('add sub mul div'.split(), _paired), 'linear':_times_weight, 'matmul':_times, 'scaled_dot_product_attention':_attended,
+    **dict.fromkeys('conv1d conv2d conv3d'.split(), _convolved), 'layer_norm':_normed, **dict.fromkeys('batch_norm group_norm'.split(), _normed_in_channel)}
+_by_value = {'nonzero','masked_select','index','_unique','_unique2','unique_dim','unique_consecutive','repeat_interleave','bincount','nms'} # the form of what comes out depends on values
+
+class _Sketch(_Recorder):
+    "Writes down operations, and performs no large ones."
+    def perform(self, func, name, args, kwargs, varies):
+        if varies and (name in _number or name in _by_value): raise NotImplementedError(f'what {name} gives out depends on values')
+        x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
+        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or name=='batch_norm' and args[5]: return func(*args, **kwargs)
+        out = form(*args, **kwargs)
+        return func(*args, **kwargs) if out is None else x if name.endswith('_') else out
+
+def sketch(
+    model:nn.Module, # the network
+    sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+    whole:tuple=()   # types of modules that count as one operation
+) -> Tape: # what it does; the tensors in it have the right form, but not their values
+    "The operations of `model` on `sample`, as `capture` gives them, in less time."
+    if all(t.device.type=='cpu' for t in tensors_in(sample)):
+        try: return capture(model, sample, whole, _Sketch)
+        except Exception: pass # the other way will tell what is wrong
+    return capture(model, sample, whole)

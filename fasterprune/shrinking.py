@@ -64,7 +64,7 @@ def then(self:Condensed,
     table = then_special['table'] and dict(then_special['table'], embeds=[special['table']['embeds'][i] for i in then_special['table']['embeds']] if special.get('table')
         else then_special['table']['embeds'])
     sizes = {k:{**special['sizes'].get(k, {}), **then_special['sizes'].get(k, {})} for k in {**special['sizes'], **then_special['sizes']}}
-    report = replace(b, params_before=a.params_before, macs_before=a.macs_before, inputs_before=a.inputs_before, max_error=max(a.max_error, b.max_error), layers=_layers(a.layers, b.layers))
+    report = replace(b, params_before=a.params_before, macs_before=a.macs_before, inputs_before=a.inputs_before, max_error=max(a.max_error, b.max_error), worst=max(a, b, key=lambda r: r.max_error).worst, layers=_layers(a.layers, b.layers))
     slices = {k:dict(v) for k,v in self.slices.items()}
     for name,cut in other.slices.items():
         mine = slices.setdefault(dense_name(name, special.get('table')), {})
