@@ -361,14 +361,16 @@ def test_a_convolution_inside_of_what_computes_its_weight(tmp_path):
 
 inline = dict( # weight -> what is computed of it, in the middle of other code
     masked=lambda m: m.weight*m.mask, scaled=lambda m: m.weight*m.gain[:,None,None,None], both=lambda m: m.gain.view(-1, 1, 1, 1)*(m.weight*m.mask),
-    by_input=lambda m: m.weight/m.steps[None,:,None,None], rounded=lambda m: (m.weight/.1).round()*.1, quantized=lambda m: torch.fake_quantize_per_tensor_affine(m.weight, .05, 0, -128, 127),
+    by_input=lambda m: m.weight/m.steps[None,:,None,None], rounded=lambda m: (m.weight/.1).round()*.1,
+    quantized=lambda m: torch.fake_quantize_per_tensor_affine(m.weight, .05, 0, -128, 127),
     spread=lambda m: m.weight*m.gain.sigmoid().view(-1, 1, 1, 1).expand_as(m.weight), window=lambda m: m.weight*m.window, number=lambda m: m.weight*.3)
 
 class Inline(nn.Conv2d):
     "A convolution in the middle of other code, whose weight is computed number by number."
     def __init__(self, how, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.how,self.gain,self.steps,self.window = how,nn.Parameter(torch.rand(self.out_channels)+.5),nn.Parameter(torch.rand(self.in_channels)+.5),nn.Parameter(torch.rand(3, 3))
+        self.how,self.window = how,nn.Parameter(torch.rand(3, 3))
+        self.gain,self.steps = [nn.Parameter(torch.rand(n)+.5) for n in (self.out_channels,self.in_channels)]
         self.register_buffer('mask', (torch.rand_like(self.weight)>.3).float())
     def forward(self, x): return F.gelu(F.conv2d(x.sigmoid()-.5, inline[self.how](self), self.bias*2, padding=1))*.5
 
