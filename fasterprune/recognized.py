@@ -19,16 +19,17 @@ from fasterprune.narrow import *
 from fasterprune.rules import *
 from fasterprune.rules import Norm, Param, Signal, pointwise, rules, spread
 
-# %% ../nbs/02f_recognized.ipynb #b2cf89c2
+# %% ../nbs/02f_recognized.ipynb #3a5e8de2
 @dataclass(frozen=True)
 class RootNorm:
-    "A module that divides by the root of the mean of squares."
+    "A module that divides by the root of the mean of squares, or by the mean of what is over all positions the root of the sum of squares."
     weight: str      # name of its scale in it
     bias: str|None   # name of its shift
     offset: float    # what is added to the weight to get the scale
     eps: str|None    # attribute that is added to the mean of squares; `None`: it stands in the code
     value: float     # what is added to the mean of squares
     dim: int         # dimension of its input along which the units are
+    response: bool=False # is it a global response norm?
 
     def scaled(self,
         weight:Tensor, # of the units that are left
@@ -36,7 +37,7 @@ class RootNorm:
         k:int          # how many are left
     ) -> Tensor:
         "The weight that makes up for units that are gone."
-        return (self.offset+weight.double())*(n/k)**.5 - self.offset
+        return (self.offset+weight.double())*(n/k)**(1 if self.response else .5) - self.offset
 
     def attrs(self,
         norm:nn.Module, # the module, with all units
@@ -50,7 +51,7 @@ class RootNorm:
             if not a.startswith('_') and (type(v) is int and v==n or isinstance(v, (tuple,list)) and tuple(v)==(n,))}
         return dict(sizes, **{self.eps:(getattr(norm, self.eps)*n + gone)/k})
 
-# %% ../nbs/02f_recognized.ipynb #97e27d02
+# %% ../nbs/02f_recognized.ipynb #60415a54
 def _changed(m, params, **attrs):
     "A copy of a module with other parameters and attributes, and without its hooks: its `forward` is called."
     copy = m.__class__.__new__(m.__class__)
@@ -62,7 +63,10 @@ def _near(a, b): return a.shape==b.shape and bool((a.double()-b).abs().max() <= 
 def _root_norm(x, weight, bias, known, eps):
     "What `known` should give out."
     x = x.movedim(known.dim, -1)
-    out = x*(x.square().mean(-1, keepdim=True)+eps).rsqrt()*(known.offset+weight)
+    if known.response:
+        size = x.square().sum(tuple(range(1, x.ndim-1)), keepdim=True).sqrt()
+        out = x + x*size/(size.mean(-1, keepdim=True)+eps)*weight
+    else: out = x*(x.square().mean(-1, keepdim=True)+eps).rsqrt()*(known.offset+weight)
     return (out if bias is None else out+bias).movedim(-1, known.dim)
 
 def _fits(m, x, known, weight, bias, eps):
@@ -71,7 +75,7 @@ def _fits(m, x, known, weight, bias, eps):
     if not _near(_changed(m, params, **attrs).forward(x), _root_norm(x, weight, bias, known, eps)): return False
     if not known.eps: return True
     n,d = len(weight),known.dim # and is it right when it is cut?
-    stays,const = torch.arange(n)<n-n//2,torch.linspace(-1, 1, n, dtype=torch.float64)
+    stays,const = torch.arange(n)<n-n//2,torch.linspace(-1, 1, n, dtype=torch.float64)*(not known.response)
     x = torch.where(spread(stays, d, x.shape), x, spread(const, d, x.shape))
     wide = _changed(m, params, **attrs)
     new = known.attrs(wide, stays, const)
@@ -80,7 +84,7 @@ def _fits(m, x, known, weight, bias, eps):
     index = stays.nonzero()[:,0]
     return _near(_changed(m, params, **new).forward(x.index_select(d, index)), wide.forward(x).index_select(d, index))
 
-# %% ../nbs/02f_recognized.ipynb #e8f5209e
+# %% ../nbs/02f_recognized.ipynb #ace4b246
 @torch.no_grad()
 def find_root_norm(
     m:nn.Module, # any module
@@ -97,8 +101,8 @@ def find_root_norm(
         x = _random(*[n if d==dim else 2+d for d in range(len(shape))])
         for names in permutations(params):
             weight,*bias = [_random(n) for _ in names]
-            for offset in (0.,1.):
-                def _known(eps, value): return RootNorm(names[0], names[1] if bias else None, offset, eps, value, dim)
+            for offset,response in ((0.,False),(1.,False),(0.,True)):
+                def _known(eps, value): return RootNorm(names[0], names[1] if bias else None, offset, eps, value, dim, response)
                 def _try(eps, value, x=x):
                     try: return _fits(m, x, _known(eps, None), weight, *(bias or [None]), value)
                     except Exception: return False # it is made for something else
@@ -106,7 +110,7 @@ def find_root_norm(
                     if _try(k, .3): return _known(k, getattr(m, k))
                 if _try(None, 0., 1e3*x): return _known(None, math.nan)
 
-# %% ../nbs/02f_recognized.ipynb #2ea20b16
+# %% ../nbs/02f_recognized.ipynb #d6b989a0
 def _apply_root_norm(graph, call, known):
     "The signal after a norm without a mean."
     m,layer = graph.model.get_submodule(call.name),call.name
@@ -117,11 +121,13 @@ def _apply_root_norm(graph, call, known):
     for p in (weight,bias): graph.bind(p, 0, ids)
     graph.join(ids, f'normed by {layer}')
     if known.eps is None: graph.pin(ids, f'normed by {layer}, with an eps that stands in the code')
-    if sum(c.name==layer for c in graph.tape.calls)>1: graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {layer}, which is called several times')
+    if known.response: graph.pin(ids[const.nan_to_num()!=0], f'its constant is compared with others by {layer}')
+    elif sum(c.name==layer for c in graph.tape.calls)>1: graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {layer}, which is called several times')
     graph.norms.append(Norm(layer, known.dim, ids, const, torch.zeros(len(ids), dtype=torch.long), known))
     scale,shift = known.offset+weight.double(),bias.double() if bias else torch.zeros(len(ids), dtype=torch.float64)
     out = const*(const.square().mean()+known.value).rsqrt()*scale + shift
-    return Signal(x.ids, spread(torch.where((const==0)|(scale==0), shift, out), known.dim, x.shape))
+    if known.response: out = torch.where(scale==0, const, torch.nan) + shift
+    return Signal(x.ids, spread(torch.where((const==0)|(scale==0)&(not known.response), shift, out), known.dim, x.shape))
 
 # %% ../nbs/02f_recognized.ipynb #84a86b21
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from functools import partial
 import pytest, timm, torch
 import torch.nn.functional as F
 from timm.layers import StdConv2d
+from timm.layers.grn import GlobalResponseNorm
 from timm.models.nfnet import NormFreeNet, _dm_nfnet_cfg
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
@@ -186,7 +187,7 @@ def test_dead_units_of_a_stream_go_through_norms_without_a_mean(how, offset, bia
 def test_what_is_constant_but_not_zero_adds_to_eps():
     net = Model(lambda m, x: m.b(m.n(m.a(x))), a=zero(nn.Linear(5, 8), (1,4,6)), n=Root(8), b=zero(nn.Linear(8, 3), cols=(1,4,6))).double().eval()
     c = condensed(net, randn(3, 5))
-    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx((.05*8+float(net.a.bias[[1,4,6]].square().sum()))/5)
+    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx((.05*8+float(net.a.bias.detach()[[1,4,6]].square().sum()))/5)
     with torch.no_grad(): net.b.weight[:,4] = 1. # what comes of it is not constant, and read
     assert len(condensed(net, randn(3, 5)).model.n.weight)==6
 
@@ -213,6 +214,23 @@ def test_an_embedding_that_is_the_output_layer_too(norm, tmp_path):
     assert c.model.start.embedding_dim==c.model.head.in_features==8
     c.save(tmp_path/'c.safetensors')
     assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
+
+@pytest.mark.parametrize('last', [False, True])
+def test_channels_compared_by_their_size(last, tmp_path):
+    norm = GlobalResponseNorm(8, channels_last=last, eps=.05)
+    def _normed(m, y): return m.n(y.movedim(1, -1)).movedim(-1, 1) if last else m.n(y)
+    net = Model(lambda m, x: m.b(_normed(m, m.a(x).relu())).mean((2,3)), a=dead(nn.Conv2d(3, 8, 3, padding=1), (1,4,6)), n=norm, b=nn.Conv2d(8, 3, 3))
+    for p in norm.parameters(): nn.init.normal_(p)
+    net,x = net.double().eval(),randn(2, 3, 9, 9)
+    c = condensed(net, x)
+    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx(.05*8/5)
+    assert gap(net, c, randn(2, 3, 13, 7)) <= 1e-10
+    c.save(tmp_path/'c.safetensors')
+    assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
+    net.a.bias.data[4] = .5 # how large it is depends on the resolution
+    assert len(condensed(net, x).model.n.weight)==6
+    with torch.no_grad(): net.n.weight[4] = 0
+    assert len(condensed(net, x).model.n.weight)==6
 
 def test_channels_of_images_normed_at_each_position():
     class Root2d(Root):
