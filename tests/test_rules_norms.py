@@ -2,12 +2,14 @@
 from copy import deepcopy
 from functools import partial
 import pytest, timm, torch
+from fastai.basics import DataLoader, DataLoaders, Learner, SGD
 import torch.nn.functional as F
 from timm.layers import StdConv2d
 from timm.layers.grn import GlobalResponseNorm
 from timm.models.nfnet import NormFreeNet, _dm_nfnet_cfg
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
+from torch.utils.data import TensorDataset
 from fasterprune.all import *
 from fuzz_nets import Model, zero
 from nets import gap
@@ -414,10 +416,15 @@ def test_weights_that_are_not_computed_number_by_number_stay(f):
     net = standard(lambda i, o: Other(i, o, 3))
     assert condensed(net, randn(2, 3, 9, 9)).model.b.weight.shape==(8,6,3,3)
 
-def test_in_the_middle_of_a_fit_a_weight_goes_on_being_computed():
-    net,x = standard(computed['standard']),randn(2, 3, 9, 9)
+@pytest.mark.parametrize('norm', ['computed', 'root', 'torch'])
+def test_in_the_middle_of_a_fit_what_is_learned_stays_the_same(norm):
+    "A layer goes on computing its weight, and a norm keeps its weight; all else is cut."
+    if norm=='computed': net,x = standard(computed['standard']),randn(2, 3, 9, 9)
+    else: net,x = stream(nn.RMSNorm if norm=='torch' else Root),randn(2, 7, 5)
+    if norm!='computed': dead(net.up1, (0,3))
     c = Condenser(net, x, constants=False).condense()
-    assert type(c.model.b) is Standard and len(c.model.b.weight)==8
+    if norm=='computed': assert type(c.model.b) is Standard and len(c.model.b.weight)==8
+    else: assert len(c.model.last.weight)==(8 if norm=='torch' else 12) and len(c.model.up1.weight)==8
 
 def test_linear_layers_whose_weight_is_computed():
     net = Model(lambda m, x: m.c(m.b(m.a(x)).relu()), a=dead(Factor(5, 9), (0,7)), b=dead(Factor(9, 8), (1,4,6)), c=Factor(8, 3)).double().eval()
@@ -448,3 +455,24 @@ def test_a_weight_that_depends_on_the_input_is_not_taken_for_one_that_is_compute
         def forward(self, x): return F.conv2d(x, self.weight*x.mean().sigmoid(), self.bias, padding=1)
     c = condensed(standard(lambda i, o: Dynamic(i, o, 3, padding=1)), randn(2, 3, 9, 9), batches=())
     assert type(c.model.b) is Dynamic
+
+class Wrapped(nn.Module):
+    "What fastai's Learner takes for no part of itself."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x): return self.net(x)
+
+@pytest.mark.parametrize('make,shape,unit', [(lambda: standard(computed['standard'], ()), (3,9,9), 'filter'), (lambda: stream(Root, gone=()), (7,5), 'neuron')],
+    ids=['computed','root'])
+def test_a_network_that_shrinks_while_it_trains_is_the_one_that_masks_alone_would_have_given(make, shape, unit):
+    net,x = make().float(),torch.randn(24, *shape)
+    with torch.no_grad(): y = torch.randn_like(net(x))
+    def _trained(*cbs):
+        dls = DataLoaders(*[DataLoader(TensorDataset(x, y), batch_size=8) for _ in range(2)])
+        learn = Learner(dls, Wrapped(deepcopy(net)), nn.MSELoss(), opt_func=SGD)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2, cbs=[SparsifyCallback(.5, unit, 'local'), *cbs])
+        small = learn.condense()
+        with torch.no_grad(): return small.model.eval()(x),sum(p.numel() for p in small.model.parameters())
+    (a,n),(b,m) = _trained(),_trained(CondenseCallback())
+    assert n==m < .4*sum(p.numel() for p in net.parameters()) and torch.allclose(a, b, atol=1e-5)
