@@ -45,6 +45,7 @@ class Graph:
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
         self.branches = []  # a `Branch` for each that is added to a stream and may have fewer units
         self.plain = {}     # name of each layer whose weight is computed -> what it is as a plain layer
+        self.inline = set() # names of weights that are not taken as they are, but computed number by number
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant

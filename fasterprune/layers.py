@@ -44,7 +44,8 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     if dim==-1 and not x.varies(x.ids.ndim-1) and any(x.varies(d) for d in range(x.ids.ndim-1)): return _mix(graph, op, x, weight, bias)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
-    if weight.value.dtype!=graph.tensors[weight.name].dtype: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in
+    other = weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline
+    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in, or of it
     value = outputs_first(weight.value, axes)
     n_rows = len(value)
     rows = graph.fresh(n_rows//groups).repeat(groups)

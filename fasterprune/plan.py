@@ -41,8 +41,9 @@ def _missing(graph, name, dim, units, keep):
     return units[~keep[units]][:max(0, min(len(units), least)-int(keep[units].sum()))]
 
 def _inside(graph):
-    "Units of layers whose weight is computed, which would become plain ones."
+    "Units of layers whose weight is computed, which would become plain ones, and of norms whose weight would be another: they would learn in another way."
     found = torch.zeros(graph.n_units, dtype=torch.bool)
+    for m in graph.norms: found[m.units] |= m.known is not None
     for (name,_),units in graph.bound.items(): found[units] |= any(name.startswith(f'{n}.'.lstrip('.')) for n in graph.plain)
     return found
 

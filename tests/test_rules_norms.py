@@ -2,11 +2,14 @@
 from copy import deepcopy
 from functools import partial
 import pytest, timm, torch
+from fastai.basics import DataLoader, DataLoaders, Learner, SGD
 import torch.nn.functional as F
 from timm.layers import StdConv2d
+from timm.layers.grn import GlobalResponseNorm
 from timm.models.nfnet import NormFreeNet, _dm_nfnet_cfg
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
+from torch.utils.data import TensorDataset
 from fasterprune.all import *
 from fuzz_nets import Model, zero
 from nets import gap
@@ -50,7 +53,8 @@ def test_what_is_zero_adds_nothing_to_a_reduction_over_units(name):
     assert len(c.model.a.weight)==5, c.report
 
 @pytest.mark.parametrize('f', [lambda x: x.mean(1, keepdim=True), lambda x: x.std(1, keepdim=True), lambda x: x.softmax(1),
-    lambda x: x.logsumexp(1, keepdim=True), lambda x: x.amax(1, keepdim=True), lambda x: torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), lambda x: F.pairwise_distance(x, x.flip(0))[:,None]])
+    lambda x: x.logsumexp(1, keepdim=True), lambda x: x.amax(1, keepdim=True),
+    lambda x: torch.linalg.vector_norm(x, -1, dim=1, keepdim=True), lambda x: F.pairwise_distance(x, x.flip(0))[:,None]])
 def test_a_zero_that_counts_stays(f):
     net = Model(lambda m, x: f(m.a(x)), a=dead(nn.Linear(5, 8), (1,4,6))).double().eval()
     c = condensed(net, randn(3, 5), batches=())
@@ -185,7 +189,7 @@ def test_dead_units_of_a_stream_go_through_norms_without_a_mean(how, offset, bia
 def test_what_is_constant_but_not_zero_adds_to_eps():
     net = Model(lambda m, x: m.b(m.n(m.a(x))), a=zero(nn.Linear(5, 8), (1,4,6)), n=Root(8), b=zero(nn.Linear(8, 3), cols=(1,4,6))).double().eval()
     c = condensed(net, randn(3, 5))
-    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx((.05*8+float(net.a.bias[[1,4,6]].square().sum()))/5)
+    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx((.05*8+float(net.a.bias.detach()[[1,4,6]].square().sum()))/5)
     with torch.no_grad(): net.b.weight[:,4] = 1. # what comes of it is not constant, and read
     assert len(condensed(net, randn(3, 5)).model.n.weight)==6
 
@@ -213,6 +217,23 @@ def test_an_embedding_that_is_the_output_layer_too(norm, tmp_path):
     c.save(tmp_path/'c.safetensors')
     assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
 
+@pytest.mark.parametrize('last', [False, True])
+def test_channels_compared_by_their_size(last, tmp_path):
+    norm = GlobalResponseNorm(8, channels_last=last, eps=.05)
+    def _normed(m, y): return m.n(y.movedim(1, -1)).movedim(-1, 1) if last else m.n(y)
+    net = Model(lambda m, x: m.b(_normed(m, m.a(x).relu())).mean((2,3)), a=dead(nn.Conv2d(3, 8, 3, padding=1), (1,4,6)), n=norm, b=nn.Conv2d(8, 3, 3))
+    for p in norm.parameters(): nn.init.normal_(p)
+    net,x = net.double().eval(),randn(2, 3, 9, 9)
+    c = condensed(net, x)
+    assert len(c.model.n.weight)==5 and c.model.n.eps==pytest.approx(.05*8/5)
+    assert gap(net, c, randn(2, 3, 13, 7)) <= 1e-10
+    c.save(tmp_path/'c.safetensors')
+    assert torch.equal(load_condensed(tmp_path/'c.safetensors', net).model(x), c.model(x))
+    net.a.bias.data[4] = .5 # how large it is depends on the resolution
+    assert len(condensed(net, x).model.n.weight)==6
+    with torch.no_grad(): net.n.weight[4] = 0
+    assert len(condensed(net, x).model.n.weight)==6
+
 def test_channels_of_images_normed_at_each_position():
     class Root2d(Root):
         def llama(self, x, w): return x*torch.rsqrt(x.pow(2).mean(1, keepdim=True)+self.eps)*w[:,None,None]
@@ -223,7 +244,7 @@ def test_units_of_a_normed_stream_are_sparsified_together():
     net = stream(lambda n: Root(n, 'root'), gone=())
     s = Sparsifier(net, 'neuron', sample=randn(2, 7, 5))
     s.sparsify(.5)
-    assert {tuple((net.get_submodule(n).weight==0).all(1).nonzero()[:,0].tolist()) for n in ('start','down1','down2')}=={tuple((net.last.weight==0).nonzero()[:,0].tolist())}
+    for n in ('start','down1','down2'): assert torch.equal((net.get_submodule(n).weight==0).all(1), net.last.weight==0)
     assert len(condensed(net, randn(2, 7, 5)).model.last.weight)==6
 
 # ---- weights that are computed in forward
@@ -247,7 +268,8 @@ class Standard(nn.Conv2d):
             v = F.normalize(w.flatten(1).T@self.u, dim=0)
             return w/(self.u@(w.flatten(1)@v))
         if self.how=='quantized': return torch.fake_quantize_per_tensor_affine(w, .05, 0, -128, 127)
-        if self.how=='by_channel': return torch.fake_quantize_per_channel_affine(w, self.gain.flatten().float()/20, torch.zeros_like(self.u).int(), 0, -128, 127)
+        if self.how=='by_channel':
+            return torch.fake_quantize_per_channel_affine(w, self.gain.flatten().float()/20, torch.zeros_like(self.u).int(), 0, -128, 127)
         if self.how=='normed': return F.normalize(w.flatten(1), dim=1).view_as(w)
         if self.how=='centered': return w - w.mean()
     def forward(self, x): return F.conv2d(x, self.computed(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -295,9 +317,11 @@ def standard(make, gone=(1,4,6)):
         if gone and net.b.bias is not None: net.b.bias[list(gone)] = -.5
     return net
 
-computed = {how:lambda i, o, how=how: Standard(i, o, 3, padding=1, how=how) for how in 'standard batch_norm masked scaled spectral quantized by_channel normed'.split()}
+computed = {how:lambda i, o, how=how: Standard(i, o, 3, padding=1, how=how)
+    for how in 'standard batch_norm masked scaled spectral quantized by_channel normed'.split()}
 computed |= dict(by_hand=lambda i, o: Hand(i, o, 3, 1), no_bias=lambda i, o: Hand(i, o, 3, bias=False),
-    same=lambda i, o: Same(i, o, 3, stride=2), reflecting=lambda i, o: Reflecting(i, o, 3), strided=lambda i, o: Standard(i, o, 2, stride=2, dilation=2), grouped=lambda i, o: Standard(i, o, 3, groups=2))
+    same=lambda i, o: Same(i, o, 3, stride=2), reflecting=lambda i, o: Reflecting(i, o, 3),
+    strided=lambda i, o: Standard(i, o, 2, stride=2, dilation=2), grouped=lambda i, o: Standard(i, o, 3, groups=2))
 
 @pytest.mark.parametrize('name', computed)
 def test_filters_whose_weight_is_computed_go(name, tmp_path):
@@ -348,16 +372,59 @@ def test_a_convolution_inside_of_what_computes_its_weight(tmp_path):
     net,x = standard(Around, ()),randn(2, 3, 9, 9)
     for layer,rows in ((net.a,(0,5)), (net.b.conv,(1,4,6))): dead(layer, rows)
     c = condensed(net, x)
-    assert c.model.b.conv.weight.shape==(5,4,3,3) and [n for n,_ in c.model.b.named_parameters()]==['conv.weight','conv.bias'] and [*c.model.b._modules]==['conv']
+    assert c.model.b.conv.weight.shape==(5,4,3,3) and [n for n,_ in c.model.b.named_parameters()]==['conv.weight','conv.bias']
+    assert [*c.model.b._modules]==['conv']
     c.save(tmp_path/'c.safetensors')
     assert gap(c.model, load_condensed(tmp_path/'c.safetensors', net), x) <= 1e-14
     s = Sparsifier(net, 'filter', 'local', sample=x)
     assert any(g.weights[0].param=='b.conv.weight' and 'b.step' in [o.param for o in g.others] for g in s.groups)
 
-def test_in_the_middle_of_a_fit_a_weight_goes_on_being_computed():
-    net,x = standard(computed['standard']),randn(2, 3, 9, 9)
+inline = dict( # weight -> what is computed of it, in the middle of other code
+    masked=lambda m: m.weight*m.mask, scaled=lambda m: m.weight*m.gain[:,None,None,None], both=lambda m: m.gain.view(-1, 1, 1, 1)*(m.weight*m.mask),
+    by_input=lambda m: m.weight/m.steps[None,:,None,None], rounded=lambda m: (m.weight/.1).round()*.1,
+    quantized=lambda m: torch.fake_quantize_per_tensor_affine(m.weight, .05, 0, -128, 127),
+    spread=lambda m: m.weight*m.gain.sigmoid().view(-1, 1, 1, 1).expand_as(m.weight), window=lambda m: m.weight*m.window, number=lambda m: m.weight*.3)
+
+class Inline(nn.Conv2d):
+    "A convolution in the middle of other code, whose weight is computed number by number."
+    def __init__(self, how, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.how,self.window = how,nn.Parameter(torch.rand(3, 3))
+        self.gain,self.steps = [nn.Parameter(torch.rand(n)+.5) for n in (self.out_channels,self.in_channels)]
+        self.register_buffer('mask', (torch.rand_like(self.weight)>.3).float())
+    def forward(self, x): return F.gelu(F.conv2d(x.sigmoid()-.5, inline[self.how](self), self.bias*2, padding=1))*.5
+
+@pytest.mark.parametrize('name', inline)
+def test_weights_that_are_computed_number_by_number_are_cut_with_what_they_are_computed_of(name):
+    net,x = standard(lambda i, o: Inline(name, i, o, 3), ()),randn(2, 3, 9, 9)
+    for layer,rows in ((net.a,(0,5)), (net.b,(1,4,6))): dead(layer, rows)
+    c = condensed(net, x)
+    b = c.model.b
+    assert type(b) is Inline and b.weight.shape==(5,4,3,3), c.report
+    assert name not in ('masked','both') or b.mask.shape==b.weight.shape
+    assert name not in ('scaled','both','spread') or len(b.gain)==5
+    assert name!='by_input' or len(b.steps)==4
+    assert name!='window' or b.window.shape==(3,3)
+    net.a.bias.data[[0,5]] = .5 # a constant can't be folded into a weight that is multiplied afterwards
+    assert condensed(net, x).model.b.weight.shape==(5,6,3,3)
+    if name=='scaled': assert any('b.gain' in [o.param for o in g.others] for g in Sparsifier(net, 'filter', sample=x).groups if 'b' in g.layers)
+
+@pytest.mark.parametrize('f', [lambda w: w-w.mean(), lambda w: w+.1, lambda w: w/w.norm(), lambda w: w*w.transpose(2, 3)], ids=['centered','shifted','normed','turned'])
+def test_weights_that_are_not_computed_number_by_number_stay(f):
+    class Other(nn.Conv2d):
+        def forward(self, x): return F.gelu(F.conv2d(x, f(self.weight), self.bias, padding=1))
+    net = standard(lambda i, o: Other(i, o, 3))
+    assert condensed(net, randn(2, 3, 9, 9)).model.b.weight.shape==(8,6,3,3)
+
+@pytest.mark.parametrize('norm', ['computed', 'root', 'torch'])
+def test_in_the_middle_of_a_fit_what_is_learned_stays_the_same(norm):
+    "A layer goes on computing its weight, and a norm keeps its weight; all else is cut."
+    if norm=='computed': net,x = standard(computed['standard']),randn(2, 3, 9, 9)
+    else: net,x = stream(nn.RMSNorm if norm=='torch' else Root),randn(2, 7, 5)
+    if norm!='computed': dead(net.up1, (0,3))
     c = Condenser(net, x, constants=False).condense()
-    assert type(c.model.b) is Standard and len(c.model.b.weight)==8
+    if norm=='computed': assert type(c.model.b) is Standard and len(c.model.b.weight)==8
+    else: assert len(c.model.last.weight)==(8 if norm=='torch' else 12) and len(c.model.up1.weight)==8
 
 def test_linear_layers_whose_weight_is_computed():
     net = Model(lambda m, x: m.c(m.b(m.a(x)).relu()), a=dead(Factor(5, 9), (0,7)), b=dead(Factor(9, 8), (1,4,6)), c=Factor(8, 3)).double().eval()
@@ -388,3 +455,24 @@ def test_a_weight_that_depends_on_the_input_is_not_taken_for_one_that_is_compute
         def forward(self, x): return F.conv2d(x, self.weight*x.mean().sigmoid(), self.bias, padding=1)
     c = condensed(standard(lambda i, o: Dynamic(i, o, 3, padding=1)), randn(2, 3, 9, 9), batches=())
     assert type(c.model.b) is Dynamic
+
+class Wrapped(nn.Module):
+    "What fastai's Learner takes for no part of itself."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x): return self.net(x)
+
+@pytest.mark.parametrize('make,shape,unit', [(lambda: standard(computed['standard'], ()), (3,9,9), 'filter'), (lambda: stream(Root, gone=()), (7,5), 'neuron')],
+    ids=['computed','root'])
+def test_a_network_that_shrinks_while_it_trains_is_the_one_that_masks_alone_would_have_given(make, shape, unit):
+    net,x = make().float(),torch.randn(24, *shape)
+    with torch.no_grad(): y = torch.randn_like(net(x))
+    def _trained(*cbs):
+        dls = DataLoaders(*[DataLoader(TensorDataset(x, y), batch_size=8) for _ in range(2)])
+        learn = Learner(dls, Wrapped(deepcopy(net)), nn.MSELoss(), opt_func=SGD)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2, cbs=[SparsifyCallback(.5, unit, 'local'), *cbs])
+        small = learn.condense()
+        with torch.no_grad(): return small.model.eval()(x),sum(p.numel() for p in small.model.parameters())
+    (a,n),(b,m) = _trained(),_trained(CondenseCallback())
+    assert n==m < .4*sum(p.numel() for p in net.parameters()) and torch.allclose(a, b, atol=1e-5)
