@@ -1445,6 +1445,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fasterprune.units._overlap': ('units.html#_overlap', 'fasterprune/units.py'),
                                    'fasterprune.units._plain': ('units.html#_plain', 'fasterprune/units.py'),
                                    'fasterprune.units._repeats': ('units.html#_repeats', 'fasterprune/units.py'),
+                                   'fasterprune.units._tell_shared': ('units.html#_tell_shared', 'fasterprune/units.py'),
                                    'fasterprune.units._unsuited': ('units.html#_unsuited', 'fasterprune/units.py'),
                                    'fasterprune.units._whole': ('units.html#_whole', 'fasterprune/units.py'),
                                    'fasterprune.units._with_own_memory': ('units.html#_with_own_memory', 'fasterprune/units.py'),

@@ -478,7 +478,14 @@ def find_groups(
         elif coupled: groups += coupled_units(kind, some, left, graph, params)
         else: groups += lone_outputs(granularity, some, left, last if layers is None and kind=='outputs' else None)
     if not groups: raise ValueError('no layer can be sparsified: ' + '; '.join(f'{n!r}: {r}' for n,r in left.items()))
+    _tell_shared(groups, left, model, params)
     return _with_own_memory(groups, params),left
+
+def _tell_shared(groups, left, model, params):
+    "A layer that is left dense may have the weight of one that is not."
+    of = {id(params[s.param]):g.name for g in groups for s in g.weights}
+    for n,(_,p) in stored_weights(model).items():
+        if n in left and p and id(params[p]) in of: left[n] += f', but its weight is that of {of[id(params[p])]!r}'
 
 def _with_own_memory(groups, params):
     check_memory(params, [s.param for g in groups for s in g.weights+g.others])

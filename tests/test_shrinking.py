@@ -547,6 +547,22 @@ def test_other_granularities(granularity, dtype, tmp_path):
     x = learn.dls.valid.one_batch()[0]
     assert torch.equal(preds_of(again.model, x), preds_of(learn.model, x))
 
+class Recurrent(nn.Module):
+    "Filters whose channels an LSTM reads."
+    def __init__(self):
+        super().__init__()
+        self.a,self.n,self.rnn,self.h = nn.Conv1d(4, 12, 5, padding=2),nn.BatchNorm1d(12),nn.LSTM(12, 10, batch_first=True),nn.Linear(10, 3)
+    def forward(self, x): return self.h(self.rnn(self.n(self.a(x)).relu().transpose(1, 2))[0][:,-1])
+shapes['Recurrent'] = 4,15
+
+def test_weights_of_a_recurrent_layer_that_gets_narrower():
+    learn,cb = learner(Recurrent),SparsifyCallback(.5, layers=nn.LSTM, criterion='updating_movement')
+    assert not noted(lambda: fit(learn, filters(.5, layers='a'), cb, shrinks()))
+    rnn = learn.model.rnn
+    assert rnn.input_size==6 and rnn.weight_ih_l0.shape==(40,6)
+    zeros = sum(int((w==0).sum()) for w in (rnn.weight_ih_l0, rnn.weight_hh_l0)) + 40*6 # what is gone counts
+    assert cb.sparsifier.reached==pytest.approx(cb.sparsifier.sparsity(), abs=1e-12)==pytest.approx(zeros/cb.sparsifier.n) and zeros>=round(.5*cb.sparsifier.n)
+
 def test_neighbors_when_one_of_them_is_gone():
     def net(): return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
     shapes['net'] = (20,)
