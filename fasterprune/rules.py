@@ -232,6 +232,7 @@ def _filled(graph, op, x, *args, **kwargs):
     known = {'zeros_like':0., 'ones_like':1., 'full_like':args[0] if args else kwargs.get('fill_value')}.get(op.name, torch.nan)
     return Signal(x.ids, torch.tensor(float(known), dtype=torch.float64).expand(x.shape))
 
+# %% ../nbs/02b_rules.ipynb #9532bdb9
 _news = dict(zeros=0., ones=1., full=None, empty=torch.nan)
 
 @rule(*_news, *(f'new_{n}' for n in _news), 'new_empty_strided')

@@ -1,4 +1,6 @@
-"Sizes in the code: those that stand in attributes, layers and shapes change with the units that they count, others do not. And heads, however they are told apart."
+"""Sizes in the code: those that stand in attributes, layers and shapes change with the units that they count, others do not.
+
+And heads of attention, however they are told apart, and whatever is done to each of them."""
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
@@ -40,16 +42,31 @@ def width(c, *names): return [l.out_channels if hasattr(l := c.model.get_submodu
 # ---- a constant of the code comes first
 
 first = dict(
-    type_as=lambda k, h: h*k.type_as(h), to=lambda k, h: h*k.to(h), where=lambda k, h: torch.where(k>0, h, k), masked_fill=lambda k, h: h + k.masked_fill(h[:,:1]>0, 1),
-    lerp=lambda k, h: k.lerp(h, .5), maximum=lambda k, h: torch.maximum(k-9, h), power=lambda k, h: h*(2+k)**h.tanh(), sub=lambda k, h: 1-h+k,
-    expand_as=lambda k, h: h + k.expand_as(h), broadcast=lambda k, h: h*k.broadcast_to(h.shape), new=lambda k, h: h*k.new_ones(1),
-    full_like=lambda k, h: h + torch.full_like(k, .5), addcmul=lambda k, h: torch.addcmul(k, h, h), clone=lambda k, h: h*k.clone().contiguous().detach(),
-    rsub=lambda k, h: torch.rsub(k, h), atan2=lambda k, h: torch.atan2(k+1, h), stack=lambda k, h: torch.stack([k.expand_as(h), h], 1).sum(1),
-    dropout=lambda k, h: h*F.dropout(k, .5, False), copied=lambda k, h: h + k.expand_as(h).clone().copy_(h), cumsum=lambda k, h: h*k.cumsum(0)[:1])
+    type_as=lambda k, h: h*k.type_as(h),
+    to=lambda k, h: h*k.to(h),
+    where=lambda k, h: torch.where(k>0, h, k),
+    masked_fill=lambda k, h: h + k.masked_fill(h[:,:1]>0, 1),
+    lerp=lambda k, h: k.lerp(h, .5),
+    maximum=lambda k, h: torch.maximum(k-9, h),
+    power=lambda k, h: h*(2+k)**h.tanh(),
+    sub=lambda k, h: 1-h+k,
+    expand_as=lambda k, h: h + k.expand_as(h),
+    broadcast=lambda k, h: h*k.broadcast_to(h.shape),
+    new=lambda k, h: h*k.new_ones(1),
+    full_like=lambda k, h: h + torch.full_like(k, .5),
+    addcmul=lambda k, h: torch.addcmul(k, h, h),
+    clone=lambda k, h: h*k.clone().contiguous().detach(),
+    rsub=lambda k, h: torch.rsub(k, h),
+    atan2=lambda k, h: torch.atan2(k+1, h),
+    stack=lambda k, h: torch.stack([k.expand_as(h), h], 1).sum(1),
+    dropout=lambda k, h: h*F.dropout(k, .5, False),
+    copied=lambda k, h: h + k.expand_as(h).clone().copy_(h),
+    cumsum=lambda k, h: h*k.cumsum(0)[:1])
 
 @pytest.mark.parametrize('name', first)
 def test_a_constant_may_come_first(name):
-    net = Net(lambda m, x: m.b(first[name](torch.full((len(x),1), .5, dtype=x.dtype), m.a(x).relu())), a=dead(nn.Linear(6, 8), 0, 1, 2), b=nn.Linear(8, 3))
+    def run(m, x): return m.b(first[name](torch.full((len(x),1), .5, dtype=x.dtype), m.a(x).relu()))
+    net = Net(run, a=dead(nn.Linear(6, 8), 0, 1, 2), b=nn.Linear(8, 3))
     c = condensed(net, torch.randn(4, 6))
     assert width(c, 'a')==[5] or c.report.kept
 
@@ -68,9 +85,9 @@ def test_a_rule_that_fails_is_a_barrier_with_a_name(monkeypatch):
 
 def parted(run, right=8, **attrs):
     "A layer whose outputs are parted by `run`, and how many of them are needed."
-    net = Net(lambda m, x: m.b(torch.cat([o.sigmoid() if i else o for i,o in enumerate(run(m, m.a(x)))], 1)), a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(16, 4, 1), **attrs)
-    with torch.no_grad():
-        net.b.weight[:,::2] = 0
+    def joined(m, x): return m.b(torch.cat([o.sigmoid() if i else o for i,o in enumerate(run(m, m.a(x)))], 1))
+    net = Net(joined, a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(16, 4, 1), **attrs)
+    with torch.no_grad(): net.b.weight[:,::2] = 0
     return net,right
 
 class Box(nn.Module):
@@ -79,17 +96,27 @@ class Box(nn.Module):
         for k,v in attrs.items(): setattr(self, k, v)
 
 same = dict(
-    by_size=lambda: parted(lambda m, y: y.split(m.c, 1), c=8), by_sizes=lambda: parted(lambda m, y: y.split([m.c,m.c], 1), c=8),
-    by_list=lambda: parted(lambda m, y: y.split([m.c]*2, 1), c=8), by_function=lambda: parted(lambda m, y: torch.split(y, (m.c,m.d), 1), c=8, d=8),
-    by_tuple=lambda: parted(lambda m, y: y.split(m.cs, 1), cs=(8,8)), by_list_of_three=lambda: parted(lambda m, y: y.split(m.cs, 1), cs=[4,4,8]),
-    by_slices=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:]), c=8), from_behind=lambda: parted(lambda m, y: (y[:,:-m.c],y[:,-m.c:]), c=4),
-    uneven=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:]), c=6), by_narrow=lambda: parted(lambda m, y: (y.narrow(1, 0, m.c),y.narrow(1, m.c, m.d)), c=6, d=10),
-    multiples=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:2*m.c],y[:,2*m.c:]), c=4), rest=lambda: parted(lambda m, y: y.split([m.c,y.shape[1]-m.c], 1), c=6),
+    by_size=lambda: parted(lambda m, y: y.split(m.c, 1), c=8),
+    by_sizes=lambda: parted(lambda m, y: y.split([m.c,m.c], 1), c=8),
+    by_list=lambda: parted(lambda m, y: y.split([m.c]*2, 1), c=8),
+    by_function=lambda: parted(lambda m, y: torch.split(y, (m.c,m.d), 1), c=8, d=8),
+    by_tuple=lambda: parted(lambda m, y: y.split(m.cs, 1), cs=(8,8)),
+    by_list_of_three=lambda: parted(lambda m, y: y.split(m.cs, 1), cs=[4,4,8]),
+    by_slices=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:]), c=8),
+    from_behind=lambda: parted(lambda m, y: (y[:,:-m.c],y[:,-m.c:]), c=4),
+    uneven=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:]), c=6),
+    by_narrow=lambda: parted(lambda m, y: (y.narrow(1, 0, m.c),y.narrow(1, m.c, m.d)), c=6, d=10),
+    multiples=lambda: parted(lambda m, y: (y[:,:m.c],y[:,m.c:2*m.c],y[:,2*m.c:]), c=4),
+    rest=lambda: parted(lambda m, y: y.split([m.c,y.shape[1]-m.c], 1), c=6),
     of_a_layer=lambda: parted(lambda m, y: y.split([m.l.in_channels,m.k.num_features], 1), 16, l=nn.Conv2d(4, 4, 1), k=nn.BatchNorm2d(12)),
-    halves=lambda: parted(lambda m, y: (y[:,:y.shape[1]//2],y[:,y.shape[1]//2:])), half_of_an_attribute=lambda: parted(lambda m, y: (y[:,:m.n//2],y[:,m.n//2:]), n=16),
-    chunks=lambda: parted(lambda m, y: y.chunk(4, 1)), of_a_part=lambda: parted(lambda m, y: y.split(m.box.c, 1), box=Box(c=8)),
-    same_value=lambda: parted(lambda m, y: y.split([m.c,m.d], 1), c=8, d=8, e=8), literal=lambda: parted(lambda m, y: y.split([8,8], 1), 16),
-    literal_size=lambda: parted(lambda m, y: y.split(8, 1), 16), literal_slices=lambda: parted(lambda m, y: (y[:,:6],y[:,6:]), 11))
+    halves=lambda: parted(lambda m, y: (y[:,:y.shape[1]//2],y[:,y.shape[1]//2:])),
+    half_of_an_attribute=lambda: parted(lambda m, y: (y[:,:m.n//2],y[:,m.n//2:]), n=16),
+    chunks=lambda: parted(lambda m, y: y.chunk(4, 1)),
+    of_a_part=lambda: parted(lambda m, y: y.split(m.box.c, 1), box=Box(c=8)),
+    same_value=lambda: parted(lambda m, y: y.split([m.c,m.d], 1), c=8, d=8, e=8),
+    literal=lambda: parted(lambda m, y: y.split([8,8], 1), 16),
+    literal_size=lambda: parted(lambda m, y: y.split(8, 1), 16),
+    literal_slices=lambda: parted(lambda m, y: (y[:,:6],y[:,6:]), 11))
 
 @pytest.mark.parametrize('name', same)
 def test_parts(name):
@@ -105,13 +132,16 @@ def test_sizes_that_code_reads_from_a_layer():
     def run(m, x):
         a,b = m.a(x).relu().split([m.block[0].in_channels,m.c.in_channels], 1)
         return m.d(torch.cat([m.block(a), m.c(b)], 1))
-    net = Net(run, a=dead(nn.Conv2d(3, 12, 1), 0, 1, 5, 6, 11), block=nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), c=nn.Conv2d(8, 6, 3, padding=1), d=nn.Conv2d(10, 2, 1))
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    net = Net(run, a=dead(nn.Conv2d(3, 12, 1), 0, 1, 5, 6, 11), block=block, c=nn.Conv2d(8, 6, 3, padding=1), d=nn.Conv2d(10, 2, 1))
     c = condensed(net, torch.randn(2, 3, 6, 6))
     assert width(c, 'a')==[7] and c.model.block[0].in_channels==2 and c.model.c.in_channels==5
 
 class Conv1D(nn.Module):
     "As GPT-2 has it: the view takes the outputs from one of two attributes of the same value."
-    def __init__(self, nf, nx): super().__init__(); self.nf,self.nx,self.weight,self.bias = nf,nx,nn.Parameter(torch.randn(nx, nf)),nn.Parameter(torch.randn(nf))
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf,self.nx,self.weight,self.bias = nf,nx,nn.Parameter(torch.randn(nx, nf)),nn.Parameter(torch.randn(nf))
     def forward(self, x): return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(x.size()[:-1]+(self.nf,))
 
 def test_of_two_attributes_with_one_value_the_right_one():
@@ -125,15 +155,22 @@ def test_of_two_attributes_with_one_value_the_right_one():
 # ---- a vector becomes channels
 
 def decoder(shaped, **attrs):
-    net = Net(lambda m, x: m.e(m.d(shaped(m, m.a(x).relu())).relu()), a=dead(nn.Linear(6, 256), *range(32), *range(64, 96)), d=nn.ConvTranspose2d(16, 8, 4, 2, 1),
-        e=nn.Conv2d(8, 3, 3), **attrs)
-    return net
+    "16 channels of 4x4 positions, of which four are dead."
+    def run(m, x): return m.e(m.d(shaped(m, m.a(x).relu())).relu())
+    a = dead(nn.Linear(6, 256), *range(32), *range(64, 96))
+    return Net(run, a=a, d=nn.ConvTranspose2d(16, 8, 4, 2, 1), e=nn.Conv2d(8, 3, 3), **attrs)
+
 shapes = dict(
-    of_the_next=lambda: decoder(lambda m, y: y.view(-1, m.d.in_channels, 4, 4)), attribute=lambda: decoder(lambda m, y: y.view(-1, m.ch, 4, 4), ch=16),
-    all_attributes=lambda: decoder(lambda m, y: y.view(len(y), m.ch, m.side, m.side), ch=16, side=4), shape=lambda: decoder(lambda m, y: y.view(-1, *m.shape), shape=(16,4,4)),
-    list=lambda: decoder(lambda m, y: y.reshape([-1]+m.shape), shape=[16,4,4]), unflatten=lambda: decoder(lambda m, y: y.unflatten(1, (m.ch,4,4)), ch=16),
-    module=lambda: decoder(lambda m, y: m.un(y), un=nn.Unflatten(1, (16,4,4))), sequential=lambda: decoder(lambda m, y: m.un(y), un=nn.Sequential(nn.ReLU(), nn.Unflatten(1, (16,4,4)))),
-    open=lambda: decoder(lambda m, y: y.view(len(y), -1, 4, 4)), computed=lambda: decoder(lambda m, y: y.view(len(y), y.shape[1]//16, 4, 4)),
+    of_the_next=lambda: decoder(lambda m, y: y.view(-1, m.d.in_channels, 4, 4)),
+    attribute=lambda: decoder(lambda m, y: y.view(-1, m.ch, 4, 4), ch=16),
+    all_attributes=lambda: decoder(lambda m, y: y.view(len(y), m.ch, m.side, m.side), ch=16, side=4),
+    shape=lambda: decoder(lambda m, y: y.view(-1, *m.shape), shape=(16,4,4)),
+    list=lambda: decoder(lambda m, y: y.reshape([-1]+m.shape), shape=[16,4,4]),
+    unflatten=lambda: decoder(lambda m, y: y.unflatten(1, (m.ch,4,4)), ch=16),
+    module=lambda: decoder(lambda m, y: m.un(y), un=nn.Unflatten(1, (16,4,4))),
+    sequential=lambda: decoder(lambda m, y: m.un(y), un=nn.Sequential(nn.ReLU(), nn.Unflatten(1, (16,4,4)))),
+    open=lambda: decoder(lambda m, y: y.view(len(y), -1, 4, 4)),
+    computed=lambda: decoder(lambda m, y: y.view(len(y), y.shape[1]//16, 4, 4)),
     literal=lambda: decoder(lambda m, y: y.view(-1, 16, 4, 4)))
 
 @pytest.mark.parametrize('name', shapes)
@@ -151,9 +188,12 @@ def test_a_vector_becomes_channels(name):
 # ---- tensors that the code makes
 
 made = dict(
-    new_zeros=lambda m, x: x.new_zeros(len(x), m.h, *x.shape[2:]), zeros=lambda m, x: torch.zeros(len(x), m.h, x.shape[2], x.shape[3], dtype=x.dtype),
-    of_a_layer=lambda m, x: x.new_zeros(len(x), m.n.out_channels, *x.shape[2:]), new_full=lambda m, x: x.new_full((len(x),m.h,*x.shape[2:]), 0),
-    full=lambda m, x: torch.full((len(x),m.h,*x.shape[2:]), 0., dtype=x.dtype), like=lambda m, x: torch.zeros_like(m.n(torch.cat([x, x.new_zeros(len(x), m.h, *x.shape[2:])], 1))))
+    new_zeros=lambda m, x: x.new_zeros(len(x), m.h, *x.shape[2:]),
+    zeros=lambda m, x: torch.zeros(len(x), m.h, x.shape[2], x.shape[3], dtype=x.dtype),
+    of_a_layer=lambda m, x: x.new_zeros(len(x), m.n.out_channels, *x.shape[2:]),
+    new_full=lambda m, x: x.new_full((len(x),m.h,*x.shape[2:]), 0),
+    full=lambda m, x: torch.full((len(x),m.h,*x.shape[2:]), 0., dtype=x.dtype),
+    like=lambda m, x: torch.zeros_like(m.n(torch.cat([x, x.new_zeros(len(x), m.h, *x.shape[2:])], 1))))
 
 class ConvGRU(nn.Module):
     "A recurrent cell written by hand, over four steps."
@@ -171,7 +211,9 @@ class ConvGRU(nn.Module):
 
 class ConvLSTM(nn.Module):
     "Four gates in one convolution."
-    def __init__(self, start, c=3, h=8): super().__init__(); self.start,self.h,self.gates,self.out = start,h,nn.Conv2d(c+h, 4*h, 3, padding=1),nn.Conv2d(h, 2, 1)
+    def __init__(self, start, c=3, h=8):
+        super().__init__()
+        self.start,self.h,self.gates,self.out = start,h,nn.Conv2d(c+h, 4*h, 3, padding=1),nn.Conv2d(h, 2, 1)
     def forward(self, x):
         h = c = self.start(self, x)
         for t in range(3):
@@ -225,48 +267,71 @@ class Attention(nn.Module):
         y = self.meet(self, q, k, v, *more)
         return self.o(y.transpose(1, 2).reshape(len(x), x.shape[1], -1))
 
-def attention(parts, meet, kv=4, joint=None):
+def attention(parts, meet, kv=4, rows=None):
+    "Half of the heads are dead: the first ones, or `rows` of a layer that makes all three."
     net = Attention(parts, meet, kv=kv)
     net.o = nn.Linear(32, 32)
-    if joint: net.qkv = dead(nn.Linear(32, 96), *joint)
-    else: net.q,net.k,net.v = dead(nn.Linear(32, 32), *range(16)),dead(nn.Linear(32, 8*kv), *range(4*kv)),dead(nn.Linear(32, 8*kv), *range(4*kv))
+    if rows: net.qkv = dead(nn.Linear(32, 96), *rows)
+    else: net.q,net.k,net.v = [dead(nn.Linear(32, 8*n), *range(4*n)) for n in (4,kv,kv)]
     return net
 
-def three(m, x): return [f(x).view(len(x), x.shape[1], n, -1).transpose(1, 2) for f,n in ((m.q,m.num_heads),(m.k,m.num_kv_heads),(m.v,m.num_kv_heads))]
+def three(m, x):
+    layers = (m.q,m.num_heads),(m.k,m.num_kv_heads),(m.v,m.num_kv_heads)
+    return [f(x).view(len(x), x.shape[1], n, -1).transpose(1, 2) for f,n in layers]
+
 def by_hand(m, q, k, v, *bias):
     a = q@k.transpose(2, 3)*m.scale
     for b in bias: a = a+b
     return a.softmax(-1)@v
-def rotated(m, y): a,b = y.chunk(2, -1); return y*m.cos[:y.shape[2]] + torch.cat((-b,a), -1)*m.sin[:y.shape[2]]
-def interleaved(m, y): return torch.stack([y[...,::2]*m.cos[:y.shape[2],:4]-y[...,1::2]*m.sin[:y.shape[2],:4], y[...,1::2]*m.cos[:y.shape[2],:4]+y[...,::2]*m.sin[:y.shape[2],:4]], -1).flatten(-2)
-def relative(m, t): i = torch.arange(t); return m.bias((i[:,None]-i[None]).abs()).permute(2, 0, 1)[None]
+
+def rotated(m, y):
+    "By tables of angles, in halves."
+    a,b = y.chunk(2, -1)
+    return y*m.cos[:y.shape[2]] + torch.cat((-b,a), -1)*m.sin[:y.shape[2]]
+
+def interleaved(m, y):
+    "By tables of angles, in pairs."
+    a,b,cos,sin = y[...,::2],y[...,1::2],m.cos[:y.shape[2],:4],m.sin[:y.shape[2],:4]
+    return torch.stack([a*cos-b*sin, b*cos+a*sin], -1).flatten(-2)
+
+def relative(m, t):
+    "A bias for each head, by how far apart two positions are."
+    i = torch.arange(t)
+    return m.bias((i[:,None]-i[None]).abs()).permute(2, 0, 1)[None]
+
+def sloped(m, t): return m.slopes*torch.arange(t)
+
 def repeated(m, y): return y[:,:,None].expand(-1, -1, m.num_heads//m.num_kv_heads, -1, -1).reshape(len(y), -1, *y.shape[2:])
 
 sdpa = F.scaled_dot_product_attention
 first_rows = [i for g in range(3) for i in range(32*g, 32*g+16)]
+def joint(m, x, *sizes): return m.qkv(x).view(len(x), x.shape[1], *sizes)
 told = dict(
-    qkv_heads_open=lambda: (lambda m, x: m.qkv(x).reshape(len(x), x.shape[1], 3, m.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0), first_rows),
-    qkv_heads_dim=lambda: (lambda m, x: m.qkv(x).reshape(len(x), x.shape[1], 3, m.num_heads, m.head_dim).permute(2, 0, 3, 1, 4).unbind(0), first_rows),
-    open_heads_dim=lambda: (lambda m, x: m.qkv(x).view(len(x), x.shape[1], 3, -1, m.head_dim).permute(2, 0, 3, 1, 4), first_rows),
+    qkv_heads_open=lambda: (lambda m, x: joint(m, x, 3, m.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0), first_rows),
+    qkv_heads_dim=lambda: (lambda m, x: joint(m, x, 3, m.num_heads, m.head_dim).permute(2, 0, 3, 1, 4).unbind(0), first_rows),
+    open_heads_dim=lambda: (lambda m, x: joint(m, x, 3, -1, m.head_dim).permute(2, 0, 3, 1, 4), first_rows),
     chunks=lambda: (lambda m, x: [y.unflatten(-1, (m.num_heads,m.head_dim)).transpose(1, 2) for y in m.qkv(x).chunk(3, -1)], first_rows),
-    heads_first=lambda: (lambda m, x: m.qkv(x).reshape(len(x), x.shape[1], m.num_heads, 3, -1).permute(3, 0, 2, 1, 4), range(48)),
-    heads_threefold=lambda: (lambda m, x: m.qkv(x).view(len(x), x.shape[1], m.num_heads, 3*m.head_dim).transpose(1, 2).chunk(3, -1), range(48)),
-    dim_computed=lambda: (lambda m, x: m.qkv(x).view(len(x), x.shape[1], 3, m.num_heads, m.qkv.out_features//3//m.num_heads).permute(2, 0, 3, 1, 4), first_rows))
+    heads_first=lambda: (lambda m, x: joint(m, x, m.num_heads, 3, -1).permute(3, 0, 2, 1, 4), range(48)),
+    heads_threefold=lambda: (lambda m, x: joint(m, x, m.num_heads, 3*m.head_dim).transpose(1, 2).chunk(3, -1), range(48)),
+    dim_computed=lambda: (lambda m, x: joint(m, x, 3, m.num_heads, m.qkv.out_features//3//m.num_heads).permute(2, 0, 3, 1, 4), first_rows))
 
 @pytest.mark.parametrize('name', told)
 @pytest.mark.parametrize('meet', [by_hand, lambda m, *qkv: sdpa(*qkv)], ids=['by_hand','sdpa'])
 def test_heads_in_every_order(name, meet):
     parts,rows = told[name]()
-    c = condensed(attention(parts, meet, joint=rows), torch.randn(3, 10, 32))
+    c = condensed(attention(parts, meet, rows=rows), torch.randn(3, 10, 32))
     assert width(c, 'qkv')==[48] and c.model.o.in_features==16
 
-def masked(fill): return lambda m, q, k, v, keep: fill(q@k.transpose(2, 3)*m.scale, keep)@v
 met = dict(
-    rotary_tables=lambda m, q, k, v: by_hand(m, rotated(m, q), rotated(m, k), v), rotary_tables_sdpa=lambda m, q, k, v: sdpa(rotated(m, q), rotated(m, k), v),
+    rotary_tables=lambda m, q, k, v: by_hand(m, rotated(m, q), rotated(m, k), v),
+    rotary_tables_sdpa=lambda m, q, k, v: sdpa(rotated(m, q), rotated(m, k), v),
     rotary_interleaved=lambda m, q, k, v: sdpa(interleaved(m, q), interleaved(m, k), v),
-    relative=lambda m, q, k, v: by_hand(m, q, k, v, relative(m, q.shape[2])), relative_sdpa=lambda m, q, k, v: sdpa(q, k, v, attn_mask=relative(m, q.shape[2])),
-    slopes=lambda m, q, k, v: by_hand(m, q, k, v, m.slopes*torch.arange(q.shape[2])), slopes_sdpa=lambda m, q, k, v: sdpa(q, k, v, attn_mask=(m.slopes*torch.arange(q.shape[2]))[None]),
-    causal=lambda m, q, k, v: by_hand(m, q, k, v, torch.full((q.shape[2],)*2, -1e4).triu(1)), causal_sdpa=lambda m, q, k, v: sdpa(q, k, v, is_causal=True))
+    relative=lambda m, q, k, v: by_hand(m, q, k, v, relative(m, q.shape[2])),
+    relative_sdpa=lambda m, q, k, v: sdpa(q, k, v, attn_mask=relative(m, q.shape[2])),
+    slopes=lambda m, q, k, v: by_hand(m, q, k, v, sloped(m, q.shape[2])),
+    slopes_sdpa=lambda m, q, k, v: sdpa(q, k, v, attn_mask=sloped(m, q.shape[2])[None]),
+    causal=lambda m, q, k, v: by_hand(m, q, k, v, torch.full((q.shape[2],)*2, -1e4).triu(1)),
+    causal_sdpa=lambda m, q, k, v: sdpa(q, k, v, is_causal=True))
 
 @pytest.mark.parametrize('name', met)
 def test_what_is_done_to_each_head_does_not_tie_them(name):
@@ -275,20 +340,30 @@ def test_what_is_done_to_each_head_does_not_tie_them(name):
     if 'relative' in name: assert c.model.bias.embedding_dim==2
     if 'slopes' in name: assert len(c.model.slopes)==2
 
+def scores(m, q, k): return q@k.transpose(2, 3)*m.scale
+def far(keep, dtype): return (1-keep[:,None,None].to(dtype))*-1e4
 keeps = dict(
-    added=masked(lambda a, keep: (a+(1-keep[:,None,None].to(a.dtype))*-1e4).softmax(-1)), filled=masked(lambda a, keep: a.masked_fill(keep[:,None,None]==0, -1e4).softmax(-1)),
-    where=masked(lambda a, keep: torch.where(keep[:,None,None]>0, a, -1e4).softmax(-1)), multiplied=masked(lambda a, keep: a.softmax(-1)*keep[:,None,None]),
-    sdpa=lambda m, q, k, v, keep: sdpa(q, k, v, attn_mask=keep[:,None,None]>0), sdpa_added=lambda m, q, k, v, keep: sdpa(q, k, v, attn_mask=(1-keep[:,None,None].to(q.dtype))*-1e4),
+    added=lambda m, q, k, v, keep: (scores(m, q, k)+far(keep, q.dtype)).softmax(-1)@v,
+    filled=lambda m, q, k, v, keep: scores(m, q, k).masked_fill(keep[:,None,None]==0, -1e4).softmax(-1)@v,
+    where=lambda m, q, k, v, keep: torch.where(keep[:,None,None]>0, scores(m, q, k), -1e4).softmax(-1)@v,
+    multiplied=lambda m, q, k, v, keep: (scores(m, q, k).softmax(-1)*keep[:,None,None])@v,
+    for_each_head=lambda m, q, k, v, keep: by_hand(m, q, k, v, far(keep, q.dtype).expand(-1, m.num_heads, -1, -1)),
+    sdpa=lambda m, q, k, v, keep: sdpa(q, k, v, attn_mask=keep[:,None,None]>0),
+    sdpa_added=lambda m, q, k, v, keep: sdpa(q, k, v, attn_mask=far(keep, q.dtype)),
     queries=lambda m, q, k, v, keep: by_hand(m, q, k, v)*keep[:,None,:,None])
 
 @pytest.mark.parametrize('name', keeps)
 def test_a_mask_that_is_an_input_does_not_tie_the_heads(name):
-    c = condensed(attention(three, keeps[name]), torch.randn(3, 10, 32), torch.ones(3, 10, dtype=torch.long).index_fill(1, torch.tensor([7,8]), 0))
+    keep = torch.ones(3, 10, dtype=torch.long).index_fill(1, torch.tensor([7,8]), 0)
+    c = condensed(attention(three, keeps[name]), torch.randn(3, 10, 32), keep)
     assert width(c, 'q', 'k', 'v')==[16]*3 and c.model.num_heads==2
 
+def twice(m, y): return y.repeat_interleave(m.num_heads//m.num_kv_heads, 1)
 grouped = dict(
-    sdpa=lambda m, q, k, v: sdpa(q, k, v, enable_gqa=True), repeat_interleave=lambda m, q, k, v: sdpa(q, *[y.repeat_interleave(m.num_heads//m.num_kv_heads, 1) for y in (k,v)]),
-    expand=lambda m, q, k, v: by_hand(m, q, repeated(m, k), repeated(m, v)), expand_sdpa=lambda m, q, k, v: sdpa(q, repeated(m, k), repeated(m, v)))
+    sdpa=lambda m, q, k, v: sdpa(q, k, v, enable_gqa=True),
+    repeat_interleave=lambda m, q, k, v: sdpa(q, twice(m, k), twice(m, v)),
+    expand=lambda m, q, k, v: by_hand(m, q, repeated(m, k), repeated(m, v)),
+    expand_sdpa=lambda m, q, k, v: sdpa(q, repeated(m, k), repeated(m, v)))
 
 @pytest.mark.parametrize('name', grouped)
 def test_heads_that_share_keys_and_values_go_with_them(name):
@@ -305,5 +380,6 @@ def test_one_head_of_keys_for_all_queries():
 def test_a_gate_for_each_position_does_not_tie_channels():
     "A map of weights over positions, for all channels."
     net = Net(lambda m, x, gate: m.b(m.a(x)*gate.sigmoid()), a=dead(nn.Conv2d(3, 8, 1), 1, 2), b=nn.Conv2d(8, 2, 1))
-    assert width(condensed(net, torch.randn(2, 3, 6, 6), torch.randn(2, 1, 6, 6)), 'a')==[6]
-    assert len(Graph(net.double(), (torch.randn(2, 3, 6, 6).double(),torch.randn(2, 1, 6, 6).double())).reads[0].rows.unique())==8
+    xs = torch.randn(2, 3, 6, 6),torch.randn(2, 1, 6, 6)
+    assert width(condensed(net, *xs), 'a')==[6]
+    assert len(Graph(net.float(), xs).reads[0].rows.unique())==8
