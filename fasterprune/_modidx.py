@@ -424,6 +424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fasterprune.graph.Graph._ask': ('graph.html#graph._ask', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph._branch': ('graph.html#graph._branch', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph._by_rule': ('graph.html#graph._by_rule', 'fasterprune/graph.py'),
+                                   'fasterprune.graph.Graph._held': ('graph.html#graph._held', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph._in_place': ('graph.html#graph._in_place', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph._input': ('graph.html#graph._input', 'fasterprune/graph.py'),
                                    'fasterprune.graph.Graph._perform': ('graph.html#graph._perform', 'fasterprune/graph.py'),
