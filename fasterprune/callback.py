@@ -12,6 +12,7 @@ from fastai.callback.all import *
 from torch.optim.swa_utils import AveragedModel
 
 from .schedules import *
+from .batches import *
 from .capture import *
 from .criteria import *
 from .granularity import *
@@ -28,8 +29,8 @@ def sample_of(
     "A batch of inputs as the model gets them; random numbers are drawn as if it had not been asked for."
     dl = next((dl for dl in learn.dls.loaders[1::-1] if len(dl)), learn.dls.train)
     with no_random(): batch = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
-    n_inp,device = getattr(learn.dls, 'n_inp', max(1, len(batch)-1)),next(learn.model.parameters()).device
-    return tuple(cast(x, Tensor).to(device) if isinstance(x, Tensor) else x for x in batch[:n_inp])
+    n_inp,device = getattr(learn.dls, 'n_inp', max(1, len(batch)-1)),next((p.device for p in learn.model.parameters()), None)
+    return map_tensors(lambda x: cast(x, Tensor).to(device), tuple(batch[:n_inp]))
 
 # %% ../nbs/04a_callback.ipynb #8e014f40
 def _position(at, n_epoch):

@@ -14,7 +14,9 @@ import torch
 from fastai.basics import *
 from torch import Tensor, nn
 
+from .batches import *
 from .capture import *
+from .checks import check_copyable, check_model
 from .graph import *
 from .narrow import *
 from .plan import *
@@ -24,15 +26,41 @@ from .tables import *
 from .verify import *
 
 # %% ../nbs/05_condense.ipynb #886bc581
-@dataclass
+@dataclass(repr=False)
 class Condensed:
     "A small network, what it reads, and how it came about."
     model: nn.Module       # the small network, of the same class as the dense one
     inputs: InputSelector  # cuts the inputs of the dense network to those of the small one
     report: CondenseReport
-    dense: dict = field(default_factory=dict, repr=False) # shape of each tensor of the dense network
-    blueprint: dict = field(default_factory=dict, repr=False) # what is special about its modules
-    slices: dict = field(default_factory=dict, repr=False) # for each tensor that was cut, by name: indices that are kept, by dimension
+    dense: dict = field(default_factory=dict) # shape of each tensor of the dense network
+    blueprint: dict = field(default_factory=dict) # what is special about its modules
+    slices: dict = field(default_factory=dict) # for each tensor that was cut, by name: indices that are kept, by dimension
+    sample: tuple = None # some items that the dense network takes; not in files
+
+    @property
+    def mode(self) -> str: # 'evaluation', 'training', or 'training (in part)'
+        "The mode in which the network is, which is that of the dense one: for predictions it has to be `model.eval()`."
+        training = {m.training for m in self.model.modules()}
+        return 'training'+' (in part)'*(len(training)>1) if True in training else 'evaluation'
+
+    def __repr__(self):
+        mode = f'in {self.mode} mode' + "; for predictions call model.eval()"*(self.mode!='evaluation')
+        return f'{type(self.model).__name__}, {mode}\n{self.inputs}\n{self.report}'
+
+    def __post_init__(self):
+        if self.sample is not None: self.blueprint['sample'] = [[list(x.shape), str(x.dtype).removeprefix('torch.')] if isinstance(x, Tensor) else None for x in self.sample]
+
+    def __getstate__(self): return dict(vars(self), sample=None) # data are not to be found in files
+
+    def example(self
+    ) -> tuple: # inputs of the dense network
+        "Some items to show what the network takes: those that it was condensed with; after loading, random ones of the same shapes."
+        if self.sample is not None: return self.sample
+        shapes = self.blueprint.get('sample')
+        if not shapes or None in shapes: raise ValueError('it is not known what the network takes: give a batch as `sample`')
+        xs = [torch.rand(s, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) for s,dtype in shapes]
+        device = next((p.device for p in self.model.parameters()), None)
+        return tuple(x.to(device) for x in xs) if not self.inputs.names else Keywords([x.to(device) for x in xs], self.inputs.names)
 
 # %% ../nbs/05_condense.ipynb #fe32d6ef
 @dataclass
@@ -52,7 +80,7 @@ class Condenser:
     "Removes from `model` what its zeros have made superfluous; the function that it computes stays exactly the same."
     def __init__(self,
         model:nn.Module, # the network, with zeros in its weights, whoever made them
-        sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+        sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         inputs:bool=True, # remove features of the input, too?
         round_to:int=1,  # what the widths of layers are to be multiples of; a layer that is less wide stays whole
         constants:bool=True, # may a layer be replaced by what it gives out, if that is always the same?
@@ -60,8 +88,10 @@ class Condenser:
     ):
         store_attr('model,inputs,round_to,constants,expand')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
+        check_model(model, may_be_lazy=True)
         if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = table_inputs(model, as_tuple(sample))
+        check_copyable(model)
         self.tape,self.shape = watch(model, self.sample),_shape_of(model) # an error here rather than later
 
     def condense(self,
@@ -86,7 +116,7 @@ class Condenser:
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}
         if inplace: self.edit()
         special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model, table=trial.table)
-        return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices)
+        return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices, map_tensors(torch.clone, first_items(self.sample)))
 
     def edit(self):
         "Change `model` itself as the last condensed copy of it was changed."
@@ -124,10 +154,10 @@ def _try(self:Condenser, candidates):
     if not self.inputs: allowed[self._input_units()] = False # nor what is tied to them
     plan,model = make_plan(graph, allowed, self.round_to, self.replaces),copy_of(self.plain)
     slices = apply_plan(model, graph, plan)
-    selector = InputSelector([selection(u, plan.keep) for u in graph.inputs])
+    selector = InputSelector([selection(u, plan.keep) for u in graph.inputs], getattr(graph.tape.inputs, 'names', None))
     old = dict(self.plain.named_modules())
     narrowed = {n for n,m in old.items() if type(m) is not type(_module_at(model, n))}
-    try: tape = watch(model, as_tuple(selector(*graph.tape.inputs)))
+    try: tape = watch(model, selected(selector, graph.tape.inputs))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
     trial = Trial(model, selector, plan, slices, tape, narrowed)
     return drop_columns(trial, graph) if self.inputs else trial
@@ -215,8 +245,8 @@ def _report(self:Condenser, trial, error, spared):
     spare = self._input_units()
     spare = spare[~self.graph.needed[spare] & trial.plan.keep[spare]]
     if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, trial.plan, spared).items()]
-    small = as_tuple(trial.inputs(*self.sample))
-    n_in = [sum(x[:1].numel() if x.ndim else 1 for x in xs if isinstance(x, Tensor)) for xs in (self.sample, small)]
+    small = selected(trial.inputs, self.sample)
+    n_in = [sum(x.shape[1:].numel() for x in xs if isinstance(x, Tensor) and is_dense(x)) for xs in (self.sample, small)]
     return CondenseReport(n_params(self.model), n_params(model), count_macs(self.graph.tape), count_macs(trial.tape), *n_in, error, layers, kept)
 
 # %% ../nbs/05_condense.ipynb #e0046b07

@@ -15,7 +15,9 @@ import torch
 from fastai.basics import *
 from torch import Tensor, nn
 
+from .batches import *
 from .capture import *
+from .capture import _unobserved, _untouched
 from .callback import *
 from .selector import *
 from .condense import *
@@ -32,7 +34,15 @@ class Joined(nn.Module):
     ):
         super().__init__()
         self.inputs,self.model = inputs,model
-    def forward(self, *xs): return self.model(*as_tuple(self.inputs(*xs)))
+    def forward(self, *xs, **batch): return feed(self.model, selected(self.inputs, as_tuple(batch) if batch else xs))
+
+class _ByPosition(nn.Module):
+    "What takes a batch by keywords, given its tensors by position; all else in the batch is fixed."
+    def __init__(self, whole, xs):
+        super().__init__()
+        self.whole,self.model,self.batch = whole,whole.model,xs.as_dict()
+        self.names = [n for n,x in self.batch.items() if isinstance(x, Tensor)]
+    def forward(self, *xs): return self.whole(**{**self.batch, **dict(zip(self.names, xs))})
 
 @patch
 def joined(self:Condensed
@@ -51,9 +61,13 @@ def _two_items(xs):
     "At least two items: of one, a batch size could not be told from a 1."
     return tuple(torch.cat([x, x]) for x in xs) if len(xs[0])==1 else xs
 
+def _names(model, xs): return getattr(model, 'names', None) or _numbered('input', len(xs))
+
 def _convert(model, xs, path, dynamic, dynamo, n_out, kwargs):
     "Write the ONNX file."
-    names = dict(input_names=_numbered('input', len(xs)), output_names=_numbered('output', n_out))
+    for m in model.modules():
+        if isinstance(m, ToTensorBase): m.forward = noop # it changes the class of a tensor, which a tensor that is traced does not have
+    names = dict(input_names=_names(model, xs), output_names=_numbered('output', n_out))
     if dynamo:
         batch = torch.export.Dim('batch')
         if dynamic: kwargs = dict(dynamic_shapes=(tuple({0:batch} for _ in xs),)) | kwargs
@@ -72,11 +86,11 @@ def _strip(graph):
         for field in ('metadata_props','doc_string'): o.ClearField(field)
     for g in (g for n in graph.node for a in n.attribute for g in ([a.g] if a.HasField('g') else a.graphs)): _strip(g)
 
-def _onnx_outputs(path, xs):
+def _onnx_outputs(path, xs, names):
     "What onnxruntime makes of inputs."
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return [torch.from_numpy(o) for o in session.run(None, {i.name:x.cpu().numpy() for i,x in zip(session.get_inputs(), xs)})]
+    return [torch.from_numpy(o) for o in session.run(None, {i.name:dict(zip(names, xs))[i.name].cpu().numpy() for i in session.get_inputs()})]
 
 # %% ../nbs/05d_export.ipynb #6f2c35e7
 @contextmanager
@@ -96,17 +110,19 @@ def _write(model, path, xs, dynamic, dynamo, kwargs):
     if not all(isinstance(x, Tensor) and x.ndim for x in xs): raise ValueError(f'ONNX takes batches of tensors, and the inputs are {[type(x).__name__ for x in xs]}')
     xs,path,name = to_device(xs, next(model.parameters()).device),check_writable(path),type(model.model).__name__
     if dynamic: xs = _two_items(xs)
-    try: outs = eval_outputs(model, xs)
+    try:
+        with _untouched(model): outs = eval_outputs(model, xs)
     except Exception as e: raise ValueError(f'the model does not run on the sample ({", ".join(str(tuple(x.shape)) for x in xs)}): {e}') from e
     with replacing(path) as temp:
         try:
-            with evaluating(model), _plain(): _convert(model, xs, temp, dynamic, dynamo, len(outs), kwargs)
+            with evaluating(model), _untouched(model), _unobserved(model), torch.random.fork_rng(), _plain(): _convert(model, xs, temp, dynamic, dynamo, len(outs), kwargs)
         except Exception as e: raise ValueError(f'{name} cannot be written as ONNX: {e}\nTry '
             f'{"dynamic=False, which fixes the batch size, or " if dynamic else ""}dynamo={not dynamo}, the other exporter.') from e
         for batch in (xs, first_items(xs, 1), tuple(torch.cat([x, x]) for x in xs)) if dynamic else (xs,):
-            try: wanted = eval_outputs(model, batch)
+            try:
+                with _untouched(model): wanted = eval_outputs(model, batch)
             except Exception as e: raise ValueError(f'{name} takes no batch of {len(batch[0])}: dynamic=False fixes the batch size to that of the sample') from e
-            error = max(map(gap, wanted, [o.to(batch[0].device) for o in _onnx_outputs(temp, batch)]))
+            error = max(map(gap, wanted, [o.to(batch[0].device) for o in _onnx_outputs(temp, batch, _names(model, batch))]))
             if not error <= 1e-4: raise ValueError(f'{name} as ONNX differs from it by {error:.1e} of the largest output at batch size {len(batch[0])}: nothing was written; '
                 f'try dynamo={not dynamo}, the other exporter')
     return path
@@ -115,21 +131,23 @@ def _write(model, path, xs, dynamic, dynamo, kwargs):
 @patch
 def to_onnx(self:Condensed,
     path,                  # of the file to write; by custom it ends in .onnx
-    sample,                # an input, or a tuple of inputs, as the dense network takes them; batch first
+    sample=None,           # an input, a tuple of inputs, or a dict of them by keywords, as the dense network takes them; `None`: like those it was condensed with
     full_inputs:bool=True, # select the inputs in the file? `False`: it takes those that are kept
     dynamic:bool=True,     # batches of any size? `False`: of the size of `sample`
     dynamo:bool=True,      # which of torch's exporters
     **kwargs               # passed to `torch.onnx.export`
 ) -> Path: # the path
     "Write the small network as ONNX, in evaluation mode; the file replaces an old one only when onnxruntime says the same as the network."
-    xs = as_tuple(sample)
-    if full_inputs: return _write(self.joined(), path, xs, dynamic, dynamo, kwargs)
-    return _write(Joined(InputSelector([None]*len(xs)), self.model), path, as_tuple(self.inputs(*xs)), dynamic, dynamo, kwargs)
+    xs = self.example() if sample is None else as_tuple(sample)
+    whole = self.joined() if full_inputs else Joined(InputSelector([None]*len(xs), getattr(xs, 'names', None)), self.model)
+    if not full_inputs: xs = selected(self.inputs, xs)
+    if isinstance(xs, Keywords): whole,xs = _ByPosition(whole, xs),tuple(x for x in xs if isinstance(x, Tensor))
+    return _write(whole, path, xs, dynamic, dynamo, kwargs)
 
 @patch
 def to_onnx(self:Learner,
     path,                  # of the file to write; by custom it ends in .onnx
-    sample=None,           # a batch of inputs as the DataLoaders deliver them; `None`: from the DataLoaders
+    sample=None,           # a batch of inputs as the DataLoaders deliver them, or a dict of them by keywords; `None`: from the DataLoaders
     full_inputs:bool=True, # select the inputs in the file, so that it takes those from before `condense`? `False`: it takes those that are kept
     **kwargs               # passed to `Condensed.to_onnx`
 ) -> Path: # the path
@@ -137,4 +155,5 @@ def to_onnx(self:Learner,
     xs = batch_for(self, sample)
     condensed = getattr(self, 'condensed', None)
     selector = condensed.inputs if full_inputs and condensed is not None and condensed.model is self.model else InputSelector([None]*len(xs))
-    return Condensed(self.model, selector, None).to_onnx(path, tuple(selector.decodes(xs)), **kwargs)
+    dense = as_tuple(selector.decodes((xs.as_dict(),))[0]) if isinstance(xs, Keywords) and selector.names else named_as(xs, selector.decodes(tuple(xs)))
+    return Condensed(self.model, selector, None).to_onnx(path, dense, **kwargs)

@@ -57,13 +57,15 @@ class InputFeatures:
     parse = staticmethod(_parse)
     def __init__(self,
         model:nn.Module,    # the network; not changed
-        sample,             # an input, or a tuple of inputs, as `model` takes them; batch first
+        sample,             # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         granularity='auto', # what a feature is; 'auto': what a Linear layer, convolution or table reads
         columns:list=None   # of a table, as `table_columns` gives them; `None`: each column by itself
     ):
         kind,sizes = _parse(granularity)
         self.graph = graph = Graph(model, sample)
-        if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are tensors')
+        given = ', '.join(type(x).__name__ for x in graph.tape.inputs)
+        if any(u is None for u in graph.inputs): raise ValueError(f'inputs can be pruned where all of them are tensors, and the network gets {given}: let the DataLoaders '
+            'deliver the tensors themselves, or a callback put them into `learn.xb`')
         self.shapes,self.params = [tuple(u.shape) for u in graph.inputs],dict(model.named_parameters(remove_duplicate=False))
         self.names,self.columns,self.elements,self.table = None,columns,[],is_table(model)
         if self.table: units,number = self._of_table(kind, columns)

@@ -16,18 +16,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from .batches import is_dense
 from .capture import *
 from .narrow import *
 from .rules import *
 from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
+from .recognized import recognize
 
 # %% ../nbs/03_graph.ipynb #728029cd
 class Graph:
     "The units of a network: what is the same, what is constant, and what is needed."
     def __init__(self,
         model:nn.Module, # the network; not changed
-        sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+        sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         tape:Tape=None,  # what `model` does to some items of `sample`, if it is known
         doubts:dict=None, # how often each guess, by number of its operation, turned out to be wrong
         expand:bool=False # may a branch have fewer units than the stream that it is added to?
@@ -41,6 +43,7 @@ class Graph:
         self.norms = []     # a `Norm` for each call of a layer that normalizes over units
         self.sizes = []     # a `Size` for each attribute of a module in which a number of units stands
         self.branches = []  # a `Branch` for each that is added to a stream and may have fewer units
+        self.plain = {}     # name of each layer whose weight is computed -> what it is as a plain layer
         self.heads = {}     # name of each `nn.MultiheadAttention` -> unit of each of its heads
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
@@ -63,14 +66,14 @@ class Graph:
 # %% ../nbs/03_graph.ipynb #7d431a53
 def watch(
     model:nn.Module, # the network
-    sample           # an input, or a tuple of inputs, as `model` takes them; batch first
+    sample           # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
 ) -> Tape:
-    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer."
+    "What `model` does to the first items of `sample`; to all of them, if it does not take fewer, or not all inputs are of as many."
     xs = as_tuple(sample)
-    few = first_items(xs)
+    few = first_items(xs) if len({len(x) for x in xs if isinstance(x, Tensor) and x.ndim})<2 else xs # a matrix that connects nodes is none of items
     try: return capture(model, few, one_operation)
     except ValueError:
-        if all(len(a)==len(b) for a,b in zip(few, xs) if isinstance(a, Tensor) and a.ndim): raise
+        if all(len(a)==len(b) for a,b in zip(tensors_in(few), tensors_in(xs)) if a.ndim and is_dense(a)): raise
         return capture(model, xs, one_operation)
 
 one_operation = nn.MultiheadAttention,NarrowNorm # modules that are not looked into
@@ -304,17 +307,27 @@ _moving = {'permute','transpose','movedim','view','reshape','flatten','unflatten
 
 @patch
 def norm_dim(self:Graph, op, ids):
-    "The dimension of the units in the input of a module that is nothing but a norm, called once; else `None`."
+    "The dimension of the units in the input of a module that is a norm, called once, or else `None`; and names of the modules in it that are called afterwards."
     calls = [c for c in self.tape.calls if c.name==op.place]
     module = self.model.get_submodule(op.place)
-    if op.inner and len(calls)==1: return module.dim # it is narrow already
-    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None
-    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last]]
+    if op.inner and len(calls)==1: return module.dim,module.then # it is narrow already
+    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None,()
+    names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last] if o.place==op.place]
+    then = _called_in_turn(self.tape, calls[0])
     s = self.env.get(id(calls[0].args[0]))
-    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape: return None
-    if isinstance(module, nn.GroupNorm): return 1
+    if not isinstance(s, Signal) or names.count(op.name)>1 or not set(names) <= _moving or s.shape!=calls[0].out.shape or then is None: return None,()
+    if isinstance(module, nn.GroupNorm): return 1,then
     fits = [d for d in reversed(range(1, len(s.shape))) if s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)]
-    return next(iter(fits), None)
+    return next(iter(fits), None),then
+
+def _called_in_turn(tape, call):
+    "Names of the modules inside of `call`, each of which takes what the one before gives out, behind all other operations; `None` if they are called in another way."
+    own = f'{call.name}.'.lstrip('.')
+    inner = [c for c in tape.calls if c.name.startswith(own) and '.' not in c.name[len(own):] and call.first<=c.first and c.last<=call.last and c is not call]
+    if not inner: return () # `tape.calls` are in the order in which they ended
+    chained = all(len(b.args)==1 and b.args[0] is a.out for a,b in zip(inner, inner[1:])) and inner[-1].out is call.out
+    later = any(o.place==call.name for o in tape.ops[inner[0].first:call.last])
+    return tuple(c.name[len(own):] for c in inner) if chained and not later and len(inner[0].args)==1 else None
 
 # %% ../nbs/03_graph.ipynb #379a2c1c
 @patch
@@ -323,16 +336,20 @@ def _perform(self:Graph):
     tape = self.tape
     self.env,self.made = {},{}
     self.tensors = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers(remove_duplicate=False))}
+    self.tensors = {n:t for n,t in self.tensors.items() if is_dense(t)}
     for name,t in self.tensors.items(): self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
     self.twins = {_geometry(t):name for name,t in self.tensors.items() if t.numel()>1}
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
     self.stored,self.taken = {},Counter()
-    for x in tape.inputs: self._input(x)
-    for t in tensors_in(tape.inputs): self.stored.setdefault(_storage(t), {})[id(t)] = t
+    for x in tape.seen: self._input(x)
+    for t in tensors_in(tape.seen): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
+    inside,made = recognize(self)
     for self.at,op in enumerate(tape.ops):
-        self._step(op)
+        if self.at not in inside: self._step(op)
+        else: self._count(op)
+        if self.at in made: self.env[id(made[self.at][0])] = made[self.at][1]()
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
         for t in tensors_in(op.out): self.stored.setdefault(_storage(t), {})[id(t)] = t
@@ -378,6 +395,14 @@ def _input(self:Graph, x):
         self.env[id(t)] = Signal(ids.expand(t.shape), nothing.expand(t.shape))
 
 @patch
+def _count(self:Graph, op, given=None):
+    "Note what an operation takes."
+    taken = tensors_in([op.args,op.kwargs])
+    if given is None: given = [self.env.get(id(t)) for t in taken]
+    self.uses.update(a.name for a in given if isinstance(a, Param))
+    self.taken.update(map(id, taken))
+
+@patch
 def _step(self:Graph, op):
     "Perform one operation."
     def _known(o):
@@ -387,8 +412,7 @@ def _step(self:Graph, op):
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
     made = op.name.removeprefix('new_').removesuffix('_strided') in ('zeros','ones','full','empty') and bool(op.numbers)
-    self.uses.update(a.name for a in given if isinstance(a, Param))
-    self.taken.update(map(id, tensors_in([op.args,op.kwargs])))
+    self._count(op, given)
     if not made and not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
     in_place = op.name.endswith('_') and not op.name.endswith('__') and op.args and op.out is op.args[0]

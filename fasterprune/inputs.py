@@ -15,6 +15,7 @@ from .memory import *
 from .granularity import *
 from .graph import *
 from .contexts import *
+from .batches import *
 from .capture import *
 from .features import *
 
@@ -79,7 +80,7 @@ class InputPruner:
     "Cuts off the least useful input features, exactly as many as are asked for, and keeps them off."
     def __init__(self,
         model:nn.Module,    # the network; its weights are changed by `sparsify` and `apply` only
-        sample,             # an input, or a tuple of inputs, as `model` takes them; batch first
+        sample,             # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         criterion='auto',   # what matters: a function `(weight, context) -> score` or its name; 'auto': `large_scaled`, for tables `taylor`, for masks `gradient_input`
         granularity='auto', # what a feature is, as in `InputFeatures`
         columns:list=None   # of a table, as `table_columns` gives them
@@ -164,16 +165,17 @@ def watch(self:InputPruner,
 @patch
 def _measure(self:InputPruner, xs):
     for i,x in enumerate(xs):
-        if x.is_floating_point(): self.scales.setdefault(i, RunningScale()).update(x.detach().flatten(1))
+        if isinstance(x, Tensor) and x.is_floating_point(): self.scales.setdefault(i, RunningScale()).update(x.detach().flatten(1))
 
 @patch
 def observe(self:InputPruner,
-    *xs # a batch of each input
+    *xs # a batch of each input, or a dict of them by keywords
 ):
     "Measure on one batch, in evaluation mode."
+    xs = as_tuple(xs[0]) if len(xs)==1 else xs
     self.watch(*xs)
     try:
-        with evaluating(self.model): self.model(*xs)
+        with evaluating(self.model): feed(self.model, xs)
     finally: self.unwatch()
 
 @patch
@@ -332,11 +334,11 @@ def _name_now(self:InputPruner, weight):
 @patch
 @torch.no_grad()
 def trace(self:InputPruner,
-    *sample # inputs, as the model takes them; batch first
+    *sample # inputs, as the model takes them, or a dict of them by keywords; batch first
 ) -> int: # how many features died
     "Cut off features that feed only what is dead."
     if self.masks: return 0
-    fresh = Graph(self.model, sample)
+    fresh = Graph(self.model, as_tuple(sample[0]) if len(sample)==1 else sample)
     needed,reads = torch.zeros(self.n, dtype=torch.bool),{r.weight:r for r in fresh.reads}
     for w,cols in self.cols.items():
         if (r := reads.get(self._name_now(w))) is None: continue

@@ -103,7 +103,7 @@ def _batched(op, weight): return op.args[0].ndim==weight.value.ndim
 # %% ../nbs/02c_layers.ipynb #85fb0818
 def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     "The signal after a convolution in which each channel is filtered by itself."
-    if getattr(graph.model.get_submodule(weight.layer), 'groups', 1)!=groups:
+    if weight.layer not in graph.plain and getattr(graph.model.get_submodule(weight.layer), 'groups', 1)!=groups:
         return barrier(graph, op, x, weight, bias, why='whose number of groups stands in the code')
     x = graph.settled(x, op)
     ids,const = [v.repeat_interleave(len(weight.value)//groups) for v in graph.along(x, dim)]
@@ -150,17 +150,18 @@ def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None,
     x = graph.settled(x, op)
     ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
-    at = graph.norm_dim(op, ids)
+    at,then = graph.norm_dim(op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
     n = len(ids)
     group = groups_of(module, n) if module else torch.arange(n) // (n//groups)
     total,r,m,v = torch.tensor(gone_from(module, n) if module else [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
     def _sums(t): return torch.zeros_like(total).index_add_(0, group, t)
-    graph.norms.append(Norm(op.place, at, ids, const, group))
-    mean = ((_sums(const) + r*m)/total)*centered
+    graph.norms.append(Norm(op.place, at, ids, const, group, None, then))
+    mean = (_sums(const) + r*m)/total if centered else torch.zeros_like(total)
     var = (_sums((const-mean[group])**2) + v + r*(m-mean)**2)/total
     out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
-    return Signal(x.ids, spread(torch.where(scale==0, shift, out), dim, x.shape))
+    zero = (scale==0) | (const==0 if not centered else False) # 0 is divided
+    return Signal(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
 
 def _machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
 
@@ -180,7 +181,12 @@ def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): 
 @rule('NarrowNorm')
 def _narrow(graph, op, x, module=None):
     weight,bias = [None if (p := getattr(module, k, None)) is None else graph.param(p) for k in ('weight','bias')]
-    return _norm_over(graph, op, x, weight, bias, module.dim, _machine_eps(module.eps, op), not isinstance(module, nn.RMSNorm), module)
+    out = _norm_over(graph, op, x, weight, bias, module.dim, _machine_eps(module.eps, op), not isinstance(module, nn.RMSNorm), module)
+    after = [o for o in op.inner if o.place.startswith(f'{op.place}.'.lstrip('.'))] if module.then else []
+    if not after: return out
+    graph.env[id(after[0].args[0])] = out
+    for o in after: graph._step(o)
+    return graph.env[id(op.out)]
 
 # %% ../nbs/02c_layers.ipynb #266fa3b0
 @rule('prelu')

@@ -6,7 +6,8 @@
 __all__ = ['select_dls', 'slice_state', 'check_state', 'batch_for', 'twin_of']
 
 # %% ../nbs/05b_learner.ipynb #24927ede
-import sys
+import inspect, sys
+from collections.abc import Mapping
 from copy import copy, deepcopy
 from types import MethodType, SimpleNamespace
 
@@ -14,6 +15,7 @@ from fastai.basics import *
 from fasttransform import Pipeline
 from torch import Tensor
 
+from .batches import *
 from .capture import *
 from .moments import *
 from .callback import *
@@ -145,7 +147,7 @@ def _keep(opt, own, made):
 # %% ../nbs/05b_learner.ipynb #5c859a8e
 @patch
 def condense(self:Learner,
-    sample=None,          # a batch of inputs as the model gets them; `None`: from the DataLoaders
+    sample=None,          # a batch of inputs as the model gets them, or a dict of them by keywords; `None`: from the DataLoaders
     inputs:bool=True,     # remove features of the input, too? They stay where the DataLoaders deliver something else than the model gets
     keep_opt:bool=False,  # keep the optimizer, its state cut along? `False`: it is made anew
     verify:bool=True,     # compare the outputs, and leave whole what makes them differ?
@@ -163,11 +165,12 @@ def condense(self:Learner,
 
 def batch_for(
     learn:Learner, # any Learner
-    sample=None    # a batch of inputs as the model gets them; `None`: from the DataLoaders
+    sample=None    # a batch of inputs as the model gets them, or a dict of them by keywords; `None`: from the DataLoaders
 ) -> tuple: # inputs on the device of the model
     "A batch to show the network with; a `ValueError` if there is none."
-    if sample is not None: return to_device(as_tuple(sample), next(learn.model.parameters()).device)
-    try: return sample_of(learn)
+    device = next((p.device for p in learn.model.parameters()), None)
+    if sample is not None: return map_tensors(lambda x: x.to(device), as_tuple(sample))
+    try: return _as_taken(learn.model, sample_of(learn))
     except Exception as e: raise ValueError(f'the learner has no batch to show ({type(e).__name__}: {e}): give one as `sample`') from e
 
 def _is_fitting(learn):
@@ -184,6 +187,15 @@ def _delivers(learn, inputs):
         inputs(*sample_of(learn))
         return True
     except Exception: return False
+
+def _as_taken(model, xs):
+    "A lone dict by keywords, if those are what `model` calls its inputs: then a callback unpacks it."
+    if len(xs)!=1 or not isinstance(xs[0], Mapping): return xs
+    params = inspect.signature(model.forward).parameters
+    named = {n for n,p in params.items() if p.kind in (p.POSITIONAL_OR_KEYWORD,p.KEYWORD_ONLY)}
+    needed = {n for n in named if params[n].default is inspect.Parameter.empty}
+    others = any(p.kind==p.VAR_KEYWORD for p in params.values())
+    return as_tuple(xs[0]) if needed <= {*xs[0]} and named & {*xs[0]} and (others or {*xs[0]} <= named) else xs
 
 # %% ../nbs/05b_learner.ipynb #2b40a44f
 def _renewed(learn, condensed, keep_opt):

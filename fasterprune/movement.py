@@ -22,6 +22,7 @@ from fasterprune.layers import *
 def _movement(graph, op, x, *args, **kwargs):
     name = op.name.removesuffix('_')
     if leaves([args,kwargs]) and any(isinstance(a, (Signal,Param,Tensor)) for a in leaves([args,kwargs])) and name!='expand_as': return barrier(graph, op, x, args, kwargs)
+    if name=='expand_as' and (grown := _grown(graph, op, x, args[0])) is not None: return grown
     def _move(t): return t.expand(op.out.shape) if name=='expand_as' else getattr(aten, name)(t, *args, **kwargs)
     if isinstance(x, Param) and name in ('permute','transpose','t','movedim','swapaxes','numpy_T','mT'):
         order = _move(torch.zeros([d+2 for d in range(x.value.ndim)], dtype=torch.bool)).shape
@@ -48,6 +49,18 @@ def _roll(graph, op, x, shifts, dims=()):
     for d in dims:
         if x.varies(d): graph.pin(x.ids, f'rolled in {place(op)} at {op.line}')
     return x.moved(lambda t: aten.roll(t, shifts, list(dims)))
+
+# %% ../nbs/02d_movement.ipynb #7a46c7b9
+def _grown(graph, op, x, y):
+    "The signal of `x` expanded along the units of `y`: a copy for each of them, that goes with it."
+    x,y = graph.signal(x),graph.signal(y)
+    n,shape = len(y.shape),op.out.shape
+    old = [1]*(n-len(x.shape)) + list(x.shape)
+    units = [d for d in range(n) if y.varies(d)]
+    if not units or any(old[d]==shape[d] for d in units) or any(x.varies(d) for d in range(len(x.shape))): return None
+    graph.pin(x.ids, f'read by {op.name} in {place(op)}, which repeats it')
+    return Signal(y.ids, x.const.expand(shape))
+
 
 # %% ../nbs/02d_movement.ipynb #b395df62
 def _tied_parts(graph, x, dim, size, op):

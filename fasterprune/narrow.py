@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['own_sizes', 'put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
            'narrow_attention', 'Widened', 'become_wide', 'Constant', 'geometry_of', 'replace_module', 'is_plain',
-           'make_plain', 'blueprint', 'follow']
+           'SamePadded', 'Through', 'become_layer', 'make_plain', 'blueprint', 'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
 from functools import cache
@@ -73,7 +73,11 @@ class NarrowNorm:
         out = (_over_groups if isinstance(self, nn.GroupNorm) else _over_units)(wide.movedim(self.dim, -1), self)
         if self.weight is not None: out = out*self.weight
         if getattr(self, 'bias', None) is not None: out = out + self.bias
-        return out.movedim(-1, self.dim).to(x.dtype)
+        out = out.movedim(-1, self.dim).to(x.dtype)
+        for name in self.then: out = self.get_submodule(name)(out)
+        return out
+
+    then = ()
 
     def __reduce__(self): return _new, (NarrowNorm,type(self).__mro__[2]), self.__dict__
 
@@ -120,7 +124,8 @@ def narrow_norm(
     norm:nn.Module, # `nn.LayerNorm`, `nn.RMSNorm` or `nn.GroupNorm`; changed
     dim:int,        # dimension of its input along which the units are
     stays:Tensor,   # (units,), bool
-    const:Tensor    # (units,), values of those that do not stay
+    const:Tensor,   # (units,), values of those that do not stay
+    then:tuple=()   # names of the modules in it that are called after it has normed
 ):
     "Let a norm account for the constant units that are gone."
     group = groups_of(norm, len(stays))
@@ -131,12 +136,13 @@ def narrow_norm(
     m = (r0*m0 + _sums(c))/r.clamp(min=1)
     v = v0 + r0*(m0-m)**2 + _sums((c-m[group])**2)
     left,group = group[stays].unique(return_inverse=True)
-    become_narrow(norm, dim, torch.stack([total,r,m,v], 1)[left].tolist(), group.tolist())
+    become_narrow(norm, dim, torch.stack([total,r,m,v], 1)[left].tolist(), group.tolist(), then)
 
-def become_narrow(norm, dim, gone, group):
+def become_narrow(norm, dim, gone, group, then=()):
     "Turn a norm into a `NarrowNorm`."
     if not isinstance(norm, NarrowNorm): norm.__class__ = _class_of(NarrowNorm, type(norm))
     norm.dim,norm.gone,norm.group = dim,gone,group
+    if then: norm.then = tuple(then)
     if isinstance(norm, nn.GroupNorm): norm.num_groups = len(gone)
 
 # %% ../nbs/04e_narrow.ipynb #64956a11
@@ -253,6 +259,45 @@ def is_plain(
     "Is no weight of `model` computed from others?"
     return not any(parametrize.is_parametrized(m) or _hooks_of(m) for m in model.modules())
 
+class SamePadded:
+    "A convolution with as much padding as it takes to have an output for each of its strides; a base to put before the class of the convolution."
+    def forward(self, x):
+        pads = []
+        for n,k,s,d in zip(*[reversed(t) for t in (x.shape[2:],self.kernel_size,self.stride,self.dilation)]):
+            p = max((-(-n//s)-1)*s + (k-1)*d + 1 - n, 0)
+            pads += [p//2,p-p//2]
+        return super().forward(F.pad(x, pads))
+
+    def __reduce__(self): return _new, (SamePadded,type(self).__mro__[2]), self.__dict__
+
+class Through(nn.Module):
+    "What has no more to do than to call a module in it."
+    def forward(self, x): return self.get_submodule(self.through)(x)
+
+@torch.no_grad()
+def become_layer(
+    m:nn.Module,   # a layer whose weight is computed; changed
+    options:dict,  # plain data: `kind` of layer, its `args`, has it a `bias`, is it padded to have the `same` size, and which module in it is that, if it is not it itself?
+    weight:Tensor=None, # what it is to have; `None`: what stands in its parameter
+    bias:Tensor=None
+):
+    "Turn a layer whose weight is computed into a plain one of torch."
+    if inner := options['inner']:
+        become_layer(m.get_submodule(inner), dict(options, inner=''), weight, bias)
+        m.__class__,m.through,m.plain_options = Through,inner,options
+        for held in (m._parameters,m._buffers): held.clear()
+        for name in set(m._modules)-{inner.partition('.')[0]}: del m._modules[name]
+        return
+    new = getattr(nn, options['kind'])(**options['args'], bias=options['bias'], device='meta')
+    m.__class__ = _class_of(SamePadded, type(new)) if options['same'] else type(new)
+    m.__dict__.update({k:v for k,v in vars(new).items() if k[0]!='_' and k!='training' or k=='_reversed_padding_repeated_twice'}, plain_options=options)
+    for name in set(m._parameters)-{'weight','bias'}: del m._parameters[name]
+    if not options['bias']: m._parameters['bias'] = None
+    m._buffers.clear()
+    m._modules.clear()
+    for p,v in ((m.weight,weight), (m.bias,bias)):
+        if v is not None: p.data,p.grad = _as_laid_out(v.to(p.dtype).to(p.device), p),None
+
 @torch.no_grad()
 def make_plain(
     model:nn.Module # changed
@@ -278,8 +323,9 @@ def blueprint(
 ) -> dict: # plain data
     "What `follow` needs to make of a dense network the modules of `small`."
     named = dict(small.named_modules())
-    return dict(norms={n:[m.dim,m.gone,m.group] for n,m in named.items() if isinstance(m, NarrowNorm)},
+    return dict(norms={n:[m.dim,m.gone,m.group,*[m.then]*bool(m.then)] for n,m in named.items() if isinstance(m, NarrowNorm)},
         wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
+        layers={n:m.plain_options for n,m in named.items() if 'plain_options' in vars(m)},
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
 
@@ -289,9 +335,10 @@ def follow(
     tensors:dict     # tensors of the condensed network by name
 ):
     "Give a dense network the modules and tensors of a condensed one."
+    for n,options in plan.get('layers', {}).items(): become_layer(model.get_submodule(n), options)
     for n,(dim,geometry) in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], dim, geometry))
     put_tensors(model, {k:tensors[k] for k in model.state_dict()})
-    for n,(dim,gone,group) in plan['norms'].items(): become_narrow(model.get_submodule(n), dim, gone, group)
+    for n,norm in plan['norms'].items(): become_narrow(model.get_submodule(n), *norm)
     for n,(dim,order,fill) in plan['wide'].items(): become_wide(model.get_submodule(n), dim, order, fill)
     for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
     for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)

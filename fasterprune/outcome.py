@@ -46,7 +46,7 @@ def count_macs(
 
 def n_macs(
     model:nn.Module, # any model
-    sample           # an input, or a tuple of inputs, batch first
+    sample           # an input, a tuple of inputs, or a dict of them by keywords, batch first
 ) -> int: # multiply-accumulate operations for one item; those of layers, attention and matrix products
     "How many multiply-accumulate operations a model performs for one item."
     return count_macs(watch(model, sample))

@@ -28,7 +28,7 @@ def _product(graph, op, a, b, left, right, result, bias=None):
         and all(c in left for c in right if c not in result)
     if not plain: return barrier(graph, op, a, b)
     for x,w,have,names in ((a,b,left,right), (b,a,right,left)):
-        if isinstance(w, Param) and w.value.ndim==2 and not isinstance(x, Param) and len(summed)==1:
+        if isinstance(w, Param) and w.value.ndim==2 and not isinstance(x, Param) and len(summed)==1 and not _connects(graph, w, graph.signal(x), have, summed[0]):
             made = next(c for c in names if c not in summed)
             if made in have: break
             s = graph.signal(x)
@@ -43,6 +43,7 @@ def _product(graph, op, a, b, left, right, result, bias=None):
         a,b = [s.moved(lambda t: _align(t, names, result)) for s,names in ((a,left), (b,right))]
         return rules['mul'](graph, type(op)('mul', op.args, {}, op.out, op.place, op.line), a, b)
     both = [c for c in summed if a.varies(left.index(c)) or b.varies(right.index(c))]
+    if (mixed := _mixed(graph, op, a, b, left, right, summed)): return _over_positions(graph, op, *mixed, left, right, result, summed)
     if not both: return _over_positions(graph, op, a, b, left, right, result, summed)
     if len(both)>1 or any(s.varies(names.index(c)) for s,names in ((a,left),(b,right)) for c in names if c not in both): return barrier(graph, op, a, b)
     c = both[0]
@@ -55,6 +56,30 @@ def _made(graph, op):
     ids = graph.fresh(1)[0]
     graph.pin(ids, f'made by {op.name} in {place(op)}')
     return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))
+
+# %% ../nbs/02e_products.ipynb #31303acb
+def _connects(graph, w, x, have, summed):
+    "Is a square matrix, and no parameter, multiplied with positions of `x`, whose units are along its last dimension?"
+    return w.value.shape[0]==w.value.shape[1] and not isinstance(graph.tensors[w.name], nn.Parameter) and have[-1]!=summed and x.varies(len(have)-1)
+
+def _mixed(graph, op, a, b, left, right, summed):
+    "Both factors, if one of them mixes positions of the other: it has no units that could go."
+    for i,(s,names,o,have) in enumerate(((a,left,b,right), (b,right,a,left))):
+        apart = [c for c in have if c not in summed and o.varies(have.index(c))]
+        if not apart or any(c in names for c in apart): continue
+        own = [s.shape[names.index(c)] for c in names if c not in have]
+        square = len(own)==len(summed)==1 and s.shape[names.index(summed[0])]==own[0]!=o.shape[have.index(apart[-1])]
+        if not any(s.varies(i) for i,c in enumerate(names) if c in summed or square): continue
+        found = [c for c in summed if o.varies(have.index(c))]
+        if found and not (square and have[-1] in apart): continue # are units summed over?
+        for c in found: # not the same units at all positions, as in an input
+            first = o.ids.narrow(have.index(c), 0, 1)
+            graph.tie(first, o.ids, f'mixed in {place(op)}')
+            o = Signal(first.expand(o.shape), o.const)
+        graph.pin(s.ids, f'mixes positions in {place(op)}')
+        mixer = Signal(torch.tensor(-1).expand(s.shape), s.const)
+        return (o,mixer) if i else (mixer,o)
+
 
 # %% ../nbs/02e_products.ipynb #c66fe3df
 def _over_positions(graph, op, a, b, left, right, result, summed):
@@ -88,9 +113,29 @@ def _sized(x): return x.value.shape if isinstance(x, Param) else x.shape
 
 @rule('matmul', 'mm', 'bmm', 'mv', 'dot')
 def _matmul(graph, op, a, b):
-    left,right,result = _matrix_names(a, b)
-    if any(m!=n for m,n in zip(reversed(_sized(a)[:-2]), reversed(_sized(b)[:-2]))): return barrier(graph, op, a, b, why='with repeated matrices')
+    left,right,result = _matrix_names(a, b) # a matrix that is repeated has size 1 there, as in an elementwise product
     return _product(graph, op, a, b, left, right, result)
+
+@rule('inner', 'linalg_vecdot')
+def _inner(graph, op, a, b, dim=-1):
+    n,m = len(_sized(a)),len(_sized(b))
+    if op.name=='inner': return _product(graph, op, a, b, [*_letters[:n-1],'z'], [*_letters[n:n+m-1],'z'], [*_letters[:n-1],*_letters[n:n+m-1]])
+    if n!=m: return barrier(graph, op, a, b)
+    names = list(_letters[:n])
+    names[dim] = 'z'
+    return _product(graph, op, a, b, names, names, [c for c in names if c!='z'])
+
+@rule('cosine_similarity', 'cdist')
+def _compared(graph, op, a, b, *args, **kwargs):
+    "How near vectors are: where both are 0, or for a distance are the same, a unit adds nothing to it."
+    a,b = [graph.settled(graph.signal(x), op) for x in (a,b)]
+    cosine,n = op.name=='cosine_similarity',max(a.ids.ndim, b.ids.ndim)
+    d = (kwargs.get('dim', args[0] if args else 1) if cosine else -1)%n - n
+    if a.shape[d]!=b.shape[d] or any(s.varies(i) for s in (a,b) for i in range(s.ids.ndim) if i!=d+s.ids.ndim): return barrier(graph, op, a, b)
+    (u,x),(v,y) = [graph.along(s, d) for s in (a,b)]
+    graph.tie(u, v, f'compared in {place(op)}')
+    graph.pin(u[~((x==0)&(y==0)) if cosine else x!=y], f'compared in {place(op)}')
+    return _made(graph, op)
 
 @rule('addmm', 'baddbmm')
 def _addmm(graph, op, c, a, b, *, beta=1, alpha=1):

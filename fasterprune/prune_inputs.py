@@ -16,6 +16,7 @@ from .schedules import *
 from .granularity import *
 from .sparsify import *
 from .callback import *
+from .batches import *
 from .capture import *
 from .features import *
 from .inputs import *
@@ -118,7 +119,7 @@ def after_train(self:InputPruneCallback):
     super(InputPruneCallback, self).after_train()
     if self.begins or not self.induced: return
     before = self.sparsifier.alive
-    self.sparsifier.trace(*first_items(tuple(x.detach() for x in self.xb)))
+    self.sparsifier.trace(*first_items(map_tensors(Tensor.detach, self.xb)))
     self._note(before, (self.epoch+1)/self.n_epoch)
 
 @patch

@@ -15,6 +15,7 @@ from fastai.basics import *
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from .batches import *
 from .capture import *
 from .selector import *
 from .outcome import *
@@ -24,7 +25,7 @@ from .saving import *
 # %% ../nbs/07_report.ipynb #a67b81bb
 def latency(
     models:list,       # networks
-    samples:list,      # for each network, an input or a tuple of inputs
+    samples:list,      # for each network, an input, a tuple of inputs, or a dict of them by keywords
     seconds:float=1.,  # how long to measure, altogether
     at_least:int=5     # but so many rounds at least
 ) -> list: # median seconds for one batch, for each network
@@ -35,7 +36,7 @@ def latency(
         while time.perf_counter() < end or len(times[0]) <= at_least:
             for m,x,ts in zip(models, samples, times):
                 start = time.perf_counter()
-                m(*as_tuple(x))
+                feed(m, as_tuple(x))
                 if torch.cuda.is_available(): torch.cuda.synchronize()
                 ts.append(time.perf_counter()-start)
     return [median(ts[1:]) for ts in times]
@@ -51,7 +52,7 @@ def n_inputs(
     *xs # inputs of a model, batch first
 ) -> int:
     "How many numbers an item has."
-    return sum(x[0].numel() for x in xs if isinstance(x, torch.Tensor))
+    return sum(x[0].numel() for x in tensors_in(xs))
 
 # %% ../nbs/07_report.ipynb #1f15146d
 @dataclass

@@ -104,6 +104,8 @@ class Norm:
     units: Tensor  # (units,)
     const: Tensor  # their values, NaN where they depend on the network's input
     group: Tensor  # number of the group of each
+    known: object=None # what is known of it, if it is one of its own kind
+    then: tuple=()     # names of the modules in it that are called after it has normed
 
 @dataclass(frozen=True)
 class Branch:
@@ -213,6 +215,7 @@ def pointwise(graph, op, *args, **kwargs):
         flat = [_value(a) if not isinstance(a, (tuple,list)) else a for a in args]
         if _by_truth(name): flat = [_as_taken(a, t) for a,t in zip(flat, op.args)]
         out = torch.where(known, f(*flat, **kwargs).double(), torch.nan)
+    if name in ('div','divide','true_divide') and len(consts)==2: out = torch.where((consts[0]==0) & consts[1].isnan(), 0., out) # as in a product
     return Signal(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
 
 # %% ../nbs/02b_rules.ipynb #240bbc7e
@@ -280,20 +283,20 @@ def _in_channel(graph, op, x, *args, **kwargs):
 _kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 
 @rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'median', 'softmax', '_softmax', 'log_softmax', '_log_softmax', 'logsumexp', 'cumsum', 'cumprod', 'std', 'var', 'prod', 'argmax',
-    'argmin', 'any', 'all', 'sort', 'topk', 'norm', 'linalg_vector_norm', 'count_nonzero', 'softmin', 'aminmax')
+    'argmin', 'any', 'all', 'sort', 'topk', 'norm', 'linalg_vector_norm', 'linalg_norm', 'count_nonzero', 'softmin', 'aminmax', 'nansum')
 def _reduce(graph, op, x, *args, **kwargs):
     if args and isinstance(args[0], (Signal,Param,Tensor)): return pointwise(graph, op, x, *args, **kwargs) # the larger of two
     x = graph.signal(x)
     n,name = x.ids.ndim,op.name
-    if name in ('norm','linalg_vector_norm') and args: args = args[1:]
+    power = kwargs.get('ord', kwargs.get('p', 2))
+    if 'norm' in name and args: power,*args = args
     if name=='topk': args = args[1:] or (-1,)
     given = kwargs['dim'] if 'dim' in kwargs else args[0] if args else -1 if name in ('sort','topk') else None
     if isinstance(given, bool): given = None
     dims = list(range(n)) if given in (None, []) else [d%n for d in as_tuple(given)]
-    if n==0 or 0 in dims or any(x.varies(d) for d in dims): return barrier(graph, op, x)
-    const = distinct(x.const)
-    for d in dims: const = torch.where(agreeing(const, d), const.narrow(d, 0, 1), torch.nan)
-    if name=='sum': const = torch.where(const==0, const, torch.nan)
+    if n==0: return barrier(graph, op, x)
+    if any(x.varies(d) for d in dims): return _over_units(graph, op, x, dims, power)
+    const = _reduced(graph, op, distinct(x.const), dims, math.prod(x.shape[d] for d in dims))
     if name in ('std','var'): const = const*0
     if name not in _kept_const: const = torch.full_like(const, torch.nan)
     outs = []
@@ -302,3 +305,38 @@ def _reduce(graph, op, x, *args, **kwargs):
         s = Signal(x.ids, const.expand(x.shape) if i==0 else nothing.expand(x.shape)).moved(lambda t: t[index].expand(out.shape))
         outs.append(s)
     return outs if isinstance(op.out, (tuple,list)) else outs[0]
+
+# %% ../nbs/02b_rules.ipynb #14f8da2d
+_adds_nothing = dict.fromkeys(('sum','nansum','norm','linalg_vector_norm','linalg_norm','count_nonzero','any'), 0.) | dict(prod=1.)
+
+def _over_units(graph, op, x, dims, power):
+    "The signal of a reduction over units, of which those that add nothing to it can go."
+    over = [d for d in dims if x.varies(d)]
+    several = len(over)>1 or any(x.varies(d) for d in range(x.ids.ndim) if d not in dims)
+    of_vectors = op.name!='linalg_norm' or len(dims)==1
+    added = power in (None,'fro') or of_vectors and isinstance(power, (int,float)) and power>=0
+    if several or op.name not in _adds_nothing or 'norm' in op.name and not added:
+        return barrier(graph, op, x, why=_not_over_units.get(op.name, 'which is not analyzed'))
+    units,const = graph.along(x, over[0])
+    graph.pin(units[const!=_adds_nothing[op.name]], f'read by {op.name} in {place(op)}, which makes one of all units')
+    ids = graph.fresh(1)[0]
+    graph.pin(ids, f'made by {op.name} in {place(op)}')
+    return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))
+
+_not_over_units = dict.fromkeys(('mean','std','var'), 'which divides by the number of units')
+
+_of_several = dict(mean=torch.mean, sum=torch.mean, amax=torch.amax, amin=torch.amin)
+
+def _reduced(graph, op, const, dims, n):
+    "What a reduction of `n` elements makes of constants; where it depends on their number, only if that is the same for another batch."
+    counted = torch.zeros((), dtype=torch.bool)
+    for d in dims:
+        same,first = agreeing(const, d),const.narrow(d, 0, 1)
+        several = _of_several[op.name](const, d, keepdim=True) if op.name in _of_several else torch.full_like(first, torch.nan)
+        const,counted = torch.where(same, first, several),(counted.any(d, keepdim=True) if counted.ndim else counted) | ~same
+    if op.name=='sum': const,counted = const*n,counted | (const!=0)
+    if (counted & ~const.isnan()).any():
+        graph.numeric.add(graph.at)
+        if graph.doubt(op): const = torch.where(counted, torch.nan, const)
+    return const
+

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fasterprune
+from .batches import *
 from .capture import *
 from .narrow import *
 from .selector import *
@@ -64,7 +65,7 @@ def save(self:Condensed,
     path = check_writable(path)
     tensors = {f'model.{k}':v.detach().cpu().clone().contiguous() for k,v in self.model.state_dict().items()}
     tensors.update({f'inputs.{k}':v.cpu().clone() for k,v in self.inputs.state_dict().items()})
-    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes, modules=self.blueprint,
+    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes, names=self.inputs.names, modules=self.blueprint,
         report=asdict(self.report))
     with replacing(path) as temp: save_file(tensors, temp, metadata=dict(blueprint=json.dumps(blueprint)))
     return path
@@ -104,5 +105,5 @@ def load_condensed(
         if special.get('table'): cut_columns(small, special['table'])
         follow(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
         kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
-        return Condensed(small, InputSelector(kept), CondenseReport(**blueprint['report']), there, special)
+        return Condensed(small, InputSelector(kept, blueprint.get('names')), CondenseReport(**blueprint['report']), there, special)
     except (KeyError, AttributeError, TypeError, RuntimeError) as e: raise _damaged(path, e) from e

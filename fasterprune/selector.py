@@ -6,6 +6,9 @@
 __all__ = ['InputSelector', 'selection']
 
 # %% ../nbs/04h_selector.ipynb #1b9ca86a
+from collections.abc import Mapping
+from copy import copy
+
 import torch
 from fastai.basics import *
 from fasttransform import ItemTransform
@@ -16,11 +19,12 @@ class InputSelector(nn.Module, ItemTransform):
     "Cuts inputs down to the features that a network still reads; does nothing where that is all of them."
     order = 110 # behind normalization, which knows the features by their place
     def __init__(self,
-        kept:list # for each input of the network `None`, or (dim, indices, shape of an item): what to keep along `dim`; `dim` 0: of the flattened item
+        kept:list, # for each input of the network `None`, or (dim, indices, shape of an item): what to keep along `dim`; `dim` 0: of the flattened item
+        names=None # what the network calls its inputs, if it gets them by keywords
     ):
         nn.Module.__init__(self)
         ItemTransform.__init__(self)
-        self.dims,self.shapes = [k and k[0] for k in kept],[k and tuple(k[2]) for k in kept]
+        self.dims,self.shapes,self.names = [k and k[0] for k in kept],[k and tuple(k[2]) for k in kept],names and tuple(names)
         for i,k in enumerate(kept): self.register_buffer(f'index{i}', None if k is None else torch.as_tensor(k[1]))
 
     @property
@@ -28,10 +32,31 @@ class InputSelector(nn.Module, ItemTransform):
         "What is kept of the first input."
         return self.index0
 
-    def forward(self, *xs): return detuplify(tuple(self._select(i, x) for i,x in enumerate(xs)))
-    def encodes(self, b): return (*tuplify(self.forward(*b[:len(self.dims)])), *b[len(self.dims):])
-    def decodes(self, b): return (*[self._restore(i, x) for i,x in enumerate(b[:len(self.dims)])], *b[len(self.dims):])
-    def __call__(self, x, *xs, split_idx=None): return ItemTransform.__call__(self, x) if isinstance(x, tuple) else nn.Module.__call__(self, x, *xs)
+    def forward(self, *xs, **batch):
+        if batch or self._is_batch(xs[:1]): return self._by_name(self._select, batch or xs[0])
+        return detuplify(tuple(self._select(i, x) for i,x in enumerate(xs)))
+
+    def encodes(self, b):
+        if self._is_batch(b[:1]): return (self.forward(b[0]), *b[1:])
+        return (*(self._select(i, x) for i,x in enumerate(b[:len(self.dims)])), *b[len(self.dims):])
+
+    def decodes(self, b):
+        if self._is_batch(b[:1]): return (self._by_name(self._restore, b[0]), *b[1:])
+        return (*[self._restore(i, x) for i,x in enumerate(b[:len(self.dims)])], *b[len(self.dims):])
+
+    def __call__(self, *xs, split_idx=None, **batch):
+        if len(xs)==1 and isinstance(xs[0], tuple): return ItemTransform.__call__(self, xs[0])
+        return nn.Module.__call__(self, *xs, **batch)
+
+    def _is_batch(self, xs): return bool(self.names) and len(xs)==1 and isinstance(xs[0], Mapping)
+
+    def _by_name(self, f, batch):
+        "A batch by keywords, in which `f` has been done to what is known."
+        if not self.names: raise ValueError(f'{", ".join(batch)} are given by keywords, but the network was condensed with a sample by position: give a dict as `sample`')
+        new = copy(batch) if hasattr(batch, '__setitem__') else dict(batch)
+        for k in batch:
+            if k in self.names: new[k] = f(self.names.index(k), batch[k])
+        return new
 
     def _select(self, i, x):
         if i>=len(self.dims) or self.dims[i] is None: return x

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .granularity import *
+from .batches import *
 from .capture import *
 from .graph import *
 from .narrow import *
@@ -45,7 +46,7 @@ def _select(first, second):
         keep = torch.zeros(at.numel(), dtype=torch.bool)
         keep[left.flatten()] = True
         kept.append(selection(at, keep) if len(left.flatten()) else (1, torch.zeros(0, dtype=torch.long), first.shapes[i]))
-    return InputSelector(kept)
+    return InputSelector(kept, first.names)
 
 def _layers(first, second):
     "The rows of two reports as one."
@@ -68,7 +69,7 @@ def then(self:Condensed,
         mine = slices.setdefault(dense_name(name, special.get('table')), {})
         for d,kept in cut.items(): mine[d] = mine[d][kept] if d in mine else kept
     return Condensed(other.model, _select(self.inputs, other.inputs), report, self.dense, dict(then_special, sizes=sizes, plain=special['plain'] or then_special['plain'],
-        table=table or special.get('table')), slices)
+        table=table or special.get('table'), sample=special.get('sample')), slices, self.sample)
 
 # %% ../nbs/05e_shrinking.ipynb #13928536
 def _inner(model):
@@ -204,7 +205,7 @@ def condense(self:CondenseCallback,
 # %% ../nbs/05e_shrinking.ipynb #44dde361
 @patch
 def _condense(self:CondenseCallback, model, inputs, gain, start):
-    xs = first_items(tuple(x.detach() if isinstance(x, Tensor) else x for x in self.xb))
+    xs = first_items(map_tensors(Tensor.detach, as_tuple(self.xb)))
     condenser = Condenser(model, xs, inputs, self.round_to, constants=False)
     condensed = condenser.condense(self.verify)
     if inputs and not _delivers(self.learn, condensed.inputs):

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from .criteria import *
 from .memory import *
 from .granularity import *
+from .batches import *
 from .capture import *
+from .checks import check_model
 from .graph import *
 from .units import *
 from .contexts import *
@@ -36,6 +38,7 @@ class Sparsifier:
         min_units:int=1        # leave at least this many units in each group
     ):
         store_attr('model,context,coupled,round_to,min_units')
+        check_model(model, may_be_lazy=sample is not None)
         self.shared = False    # does someone else zero these weights, too, so that theirs have to be counted?
         self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
         get_context(context)
@@ -201,12 +204,12 @@ def observe_gradients(self:Sparsifier):
 
 @patch
 def observe(self:Sparsifier,
-    *xs # a batch, as the model takes it
+    *xs # a batch, as the model takes it, or a dict of its inputs by keywords
 ):
     "Measure what the layers read, in evaluation mode."
     self.memory.watch()
     try:
-        with evaluating(self.model): self.model(*xs)
+        with evaluating(self.model): feed(self.model, as_tuple(xs[0]) if len(xs)==1 else xs)
     finally: self.memory.unwatch()
 
 # %% ../nbs/04_sparsify.ipynb #170f6525
@@ -399,6 +402,7 @@ def sparsity_report(
     model:nn.Module # any model
 ) -> pd.DataFrame: # one row for each convolution, Linear layer, Embedding and attention, and the total
     "Count the zeros of any model: single weights, and outputs of which all weights are zero."
+    check_model(model)
     rows,seen = [],set()
     for n,m in model.named_modules():
         if not isinstance(m, (*weighted, nn.Embedding, nn.MultiheadAttention)): continue
@@ -418,6 +422,7 @@ def find_zeros(
     sample=None      # a batch as the model takes it, to find the norms that belong to dead filters; `None`: norms are left alone
 ) -> dict: # parameter name -> mask, `True` where it is free to learn
     "Masks that hold the zeros of `model`; a tensor of nothing but zeros counts as not yet learned."
+    check_model(model, may_be_lazy=sample is not None)
     params,masks = dict(model.named_parameters(remove_duplicate=False)),{}
     for n,m in model.named_modules():
         if not isinstance(m, (*weighted, nn.Embedding, nn.MultiheadAttention)): continue

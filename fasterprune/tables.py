@@ -17,6 +17,7 @@ from fastai.basics import *
 from fasttransform import InplaceTransform, Pipeline
 from torch import Tensor, nn
 
+from .batches import *
 from .capture import *
 from .graph import *
 from .plan import *
@@ -36,7 +37,8 @@ def table_inputs(
 ) -> tuple: # the same, with `None` for those of a table that has no such columns
     "What to show a table's network with: a tensor without elements can't be followed, and is not read."
     if not is_table(model): return xs
-    return tuple(None if isinstance(x, Tensor) and x.shape[1:]==(0,) else x for x in xs)
+    if isinstance(xs, Keywords): xs = Keywords(*zip(*sorted(zip(xs, xs.names), key=lambda x: x[1]=='x_cont'))) # categories first
+    return named_as(xs, (None if isinstance(x, Tensor) and x.shape[1:]==(0,) else x for x in xs))
 
 @contextmanager
 def of_one_width(
@@ -45,9 +47,9 @@ def of_one_width(
 ):
     "Inside the context the network of a table refuses rows of another width; it takes wider ones, and does not read all of them."
     shapes = [x.shape[1:] if isinstance(x, Tensor) else None for x in xs]
-    def _check(m, got):
-        if shapes!=(found := [x.shape[1:] if isinstance(x, Tensor) else None for x in got]): raise ValueError(f'rows of shapes {found}, where they had {shapes}')
-    handle = model.register_forward_pre_hook(_check) if is_table(model) else None
+    def _check(m, got, named):
+        if shapes!=(found := [x.shape[1:] if isinstance(x, Tensor) else None for x in (*got, *named.values())]): raise ValueError(f'rows of shapes {found}, where they had {shapes}')
+    handle = model.register_forward_pre_hook(_check, with_kwargs=True) if is_table(model) else None
     try: yield
     finally:
         if handle: handle.remove()
@@ -106,8 +108,8 @@ def drop_columns(
     left = dict(embeds=embeds, n_emb=sum(model.embeds[i].embedding_dim for i in embeds), n_cont=n_cont)
     cut_columns(model, left)
     kept = [None if cats is None or len(embeds)==len(cats) else (1, torch.tensor(embeds, dtype=torch.long), tuple(cats.shape)), _kept(conts, plan.keep)]
-    inputs = InputSelector(kept[:len(graph.inputs)])
-    try: tape = watch(model, table_inputs(model, as_tuple(inputs(*graph.tape.inputs))))
+    inputs = InputSelector(kept[:len(graph.inputs)], trial.inputs.names)
+    try: tape = watch(model, table_inputs(model, selected(inputs, graph.tape.inputs)))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # verification will tell
     return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, tape=tape, table=left, draft=trial)
 

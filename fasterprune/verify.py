@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import noop
 from torch import Tensor, nn
 
+from .batches import *
 from .capture import *
 
 # %% ../nbs/04b_verify.ipynb #80ddb114
@@ -29,9 +30,9 @@ def _noise(x, n, scale=1., seed=0):
 
 def _batches(sample):
     "What the networks are compared on, each in a first choice and in others for networks that do not take it."
-    large = max((s for x in sample if isinstance(x, Tensor) for s in x.shape[2:]), default=0) >= 64
+    large = max((s for x in tensors_in(sample) for s in x.shape[2:]), default=0) >= 64
     yield lambda: first_items(sample), lambda: sample
-    yield tuple((lambda scale=scale, n=n: tuple(_noise(x, n, scale) for x in sample)) for n,scale in ((3, .5 if large else 1.5), (3, 1.), (1, 1.)))
+    yield tuple((lambda scale=scale, n=n: map_tensors(lambda x: _noise(x, n, scale), sample)) for n,scale in ((3, .5 if large else 1.5), (3, 1.), (1, 1.)))
 
 def other_batches(
     sample:tuple # inputs of a network
@@ -61,19 +62,19 @@ def eval_outputs(
     "The tensors that `model` gives out in evaluation mode."
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(0)
-        return tensors_in(model(*xs))
+        with eagerly(): return all_tensors(feed(model, xs))
 
 # %% ../nbs/04b_verify.ipynb #396038af
 class Reference:
     "What a network gives out for several batches, to compare others with: in float64 if it runs in it."
     def __init__(self,
         dense:nn.Module, # the network to agree with
-        sample           # an input, or a tuple of inputs, as it takes them
+        sample           # an input, a tuple of inputs, or a dict of them by keywords, as it takes them
     ):
         sample,self.cases = as_tuple(sample),[]
         for self.dtype in (torch.float64,None):
             model = copy_of(dense, self.dtype) if self.dtype else dense
-            try: self.cases = [case for choices in _batches(tuple(map(self._cast, sample))) if (case := self._first(model, choices))]
+            try: self.cases = [case for choices in _batches(map_tensors(self._cast, sample)) if (case := self._first(model, choices))]
             except Exception:
                 if self.dtype is None: raise
             if self.cases: break
@@ -96,7 +97,7 @@ class Reference:
         if self.dtype: small = copy_of(small, self.dtype)
         worst = 0.
         for xs,wanted in self.cases:
-            try: got = eval_outputs(small, as_tuple(inputs(*xs)))
+            try: got = eval_outputs(small, selected(inputs, xs))
             except Exception: return math.inf
             worst = max([worst, *map(gap, wanted, got)]) if len(got)==len(wanted) else math.inf
         return worst
