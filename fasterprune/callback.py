@@ -6,6 +6,7 @@
 __all__ = ['sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros']
 
 # %% ../nbs/04a_callback.ipynb #3f8a5fcd
+import fnmatch, warnings
 import numpy as np, torch, matplotlib.pyplot as plt
 from fastai.basics import *
 from fastai.callback.all import *
@@ -14,9 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 from .schedules import *
 from .batches import *
 from .capture import *
+from .checks import check_model
 from .criteria import *
 from .granularity import *
 from .units import *
+from .units import by_choice, expected, recurrent, stored_weights
+from .memory import owner_of
 from .contexts import *
 from .sparsify import *
 from .fast import *
@@ -80,6 +84,7 @@ class MaskCallback(Callback):
         "Check what can be checked before anything is trained; `before_fit` is no place for it, as `validate` has one, too."
         self.trained = True
         if not self.begins: return
+        check_model(self.model, may_be_lazy=True)
         self.check_schedule()
         self.check()
 
@@ -198,6 +203,51 @@ def plot_schedule(self:MaskCallback,
     ax.spines[['top','right']].set_visible(False)
     return ax
 
+# %% ../nbs/04a_callback.ipynb #c41eb307
+def _some(names): return ', '.join(repr(n or 'the model') for n in names[:3]) + f' and {len(names)-3} more'*(len(names)>3)
+
+def _prunable(model):
+    "The weights of convolutions, Linear and recurrent layers, by the names that these answer to."
+    found = {}
+    for n,(m,p) in stored_weights(model).items():
+        if p and not isinstance(m, nn.Embedding): found.setdefault(model.get_parameter(p), set()).update({n, owner_of(n)} if isinstance(m, recurrent) else {n})
+    return found
+
+def what_stays(
+    sparsifier:Sparsifier, # a sparsifier
+    sparsity               # what is asked of it: a fraction in [0,1), or a dict from layer name or glob to fraction
+) -> tuple: # list of pairs of names of layers and why they stay; the share of the weights that takes part
+    "What cannot be sparsified, though it was not left out, and how much can."
+    weights,left,kind = _prunable(sparsifier.model),sparsifier.left_dense,sparsifier.granularity
+    def _why(names): return next((left[n] for n in names if n in left), None)
+    def _asked(names): return not isinstance(sparsity, dict) or any(fnmatch.fnmatchcase(n, p) for n in names for p in sparsity)
+    groups = [g for gs,_ in sparsifier.pools(sparsity) for g in gs]
+    wanted = {p:why for p,names in weights.items() if (why := _why(names)) not in by_choice and _asked(names)}
+    wanted.update({sparsifier.params[s.param]:None for g in groups for s in g.weights})
+    total = sum(p.numel() for p in wanted)
+    able = {sparsifier.params[s.param] for g in groups for s in g.weights if most_dead(g, kind)}
+    part = sum(p.numel() for p in able)/max(1, total)
+    found = [(g.layers, _one_unit(g)) for g in groups if kind.structured and g.n==1 and kind.name!='layer']
+    for reason in dict.fromkeys(filter(None, wanted.values())):
+        if part>=_hardly and (reason in expected or 'has no unit' in reason): continue
+        found.append(([n for n,why in left.items() if why==reason], reason))
+    return found,part
+
+_hardly = .1 # a share of the weights
+
+def _one_unit(g):
+    why = [r for r in dict.fromkeys(g.reasons) if not r.startswith('normed')][:3]
+    what = f'all its {g.kind} are tied into one unit' if g.kind else 'it has one unit only'
+    return f'{what}, which has to stay' + f' ({", ".join(why)})'*bool(why)
+
+def tell_what_stays(sparsifier, sparsity):
+    "Warn of layers from which nothing can go."
+    found,part = what_stays(sparsifier, sparsity)
+    said = [f'what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, '
+        'and the logged sparsity is the share of its units']*(part<_hardly)
+    said += [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]
+    if said: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join(said))
+
 # %% ../nbs/04a_callback.ipynb #543d1481
 class SparsifyCallback(MaskCallback):
     "Zero the units that matter least while the model trains, along a schedule."
@@ -208,7 +258,7 @@ class SparsifyCallback(MaskCallback):
         context='global',      # who competes: 'global', the units of all layers; 'local', those of each layer; 'erk', or a function
         criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
         schedule=one_cycle,    # fraction of the target by the position in training: a `Schedule`, its name, or a function
-        layers=None,           # name, glob, type or function of layers, or a list of such; `None`: all convolutions and Linear layers
+        layers=None,           # name, glob, type or function of layers, or a list of such; `None`: all convolutions, Linear and recurrent layers
         exclude=None,          # the same, for what to leave dense
         coupled:bool=True,     # are units that the graph ties together one? Matters for filters, neurons, channels and features
         every:int=1,           # update the masks each `every` batches
@@ -227,6 +277,7 @@ class SparsifyCallback(MaskCallback):
         sample = first_items(self.xb)
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude, self.coupled, sample, self.round_to, self.min_units)
         sparsifier.pools(self.sparsity)
+        tell_what_stays(sparsifier, self.sparsity)
         self.layer_history = []
         sparsifier.shared = any(isinstance(cb, MaskCallback) and cb is not self for cb in self.learn.cbs)
         return sparsifier
@@ -260,7 +311,8 @@ def _claims(self:SparsifyCallback):
     "The weights to sparsify, by layer: layers may share them, and heads are made of those of several."
     selected = select_layers(self.model, self.granularity, self.layers, self.exclude)[0]
     names = matching(selected, list(self.sparsity), 'sparsity for') if isinstance(self.sparsity, dict) else list(selected)
-    return {n:[p for p in selected[n].parameters() if p.ndim>1] for n in names}
+    stored = stored_weights(self.model)
+    return {n:[self.model.get_parameter(stored[n][1])] if n in stored else [p for p in selected[n].parameters() if p.ndim>1] for n in names}
 
 @patch
 def check(self:SparsifyCallback):

@@ -13,9 +13,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
+from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -45,17 +47,44 @@ def eagerly():
     return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 # %% ../nbs/02a_capture.ipynb #86658ad8
+_hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+
+def _leads_to_training(o, steps=4):
+    "Does a hook, what it is bound to, or what it closes over, belong to a callback of fastai or to its `Learner`?"
+    if isinstance(o, (Callback,Learner)): return True
+    if steps==0 or o is None or isinstance(o, (nn.Module,Tensor,ModuleType,type,str,int,float)): return False
+    if isinstance(o, (list,tuple,dict)): held = list(o.values() if isinstance(o, dict) else o)[:16]
+    elif isinstance(o, MethodType): held = [o.__self__,o.__func__]
+    elif isinstance(o, partial): held = [o.func,o.args,o.keywords]
+    elif isinstance(o, FunctionType): held = [c.cell_contents for c in o.__closure__ or () if c!=CellType()]
+    else: held = list(getattr(o, '__dict__', {}).values())
+    return any(_leads_to_training(h, steps-1) for h in held)
+
 @contextmanager
 def _unobserved(model):
     "Take off hooks marked `observes`, and those of fastai's callbacks: what they look at is training."
-    def _observes(h): return getattr(h, 'observes', False) or isinstance(getattr(getattr(getattr(h, '__self__', None), 'hook_func', None), '__self__', None), Callback)
-    taken = [(hooks,k,h) for m in model.modules() for hooks in (m._forward_hooks,m._forward_pre_hooks) for k,h in hooks.items() if _observes(h)]
+    def _observes(h): return getattr(h, 'observes', False) or _leads_to_training(h)
+    all_ = [getattr(m, k) for m in model.modules() for k in _hooks]
+    before = [(hooks, dict(hooks)) for hooks in all_ if any(map(_observes, hooks.values()))]
     forward = model.__dict__.pop('forward') if _observes(model.__dict__.get('forward')) else None
-    for hooks,k,_ in taken: del hooks[k]
+    for hooks,held in before:
+        for k,h in held.items():
+            if _observes(h): del hooks[k]
     try: yield
     finally:
         if forward: model.forward = forward
-        for hooks,k,h in taken: hooks[k] = h
+        for hooks,held in before:
+            hooks.clear()
+            hooks.update(held)
+
+def _deepcopy(model, memo):
+    "A deep copy; of hooks whose owner cannot be copied, the copy has the same ones: they may be part of what the network computes."
+    try: return deepcopy(model, dict(memo))
+    except Exception:
+        hooks = [h for m in model.modules() for k in _hooks for h in getattr(m, k).values()]
+        owners = {id(o):o for h in hooks for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)}
+        if not owners: raise
+        return deepcopy(model, {**memo, **owners})
 
 # %% ../nbs/02a_capture.ipynb #f70e2dff
 def watch_pass(
@@ -115,14 +144,18 @@ class Tape:
 # %% ../nbs/02a_capture.ipynb #469e79ca
 def copy_of(
     model:nn.Module, # any model
-    dtype=None       # what its floating point numbers are to be; `None`: what they are
+    dtype=None,      # what its floating point numbers are to be; `None`: what they are
+    shared:bool=False # may the copy have parameters and buffers of its own in the memory of the model's?
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
     memo = {id(t):t.detach().clone() for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
+    if shared:
+        memo.update({id(p):nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter})
+        memo.update({id(b):b.detach() for b in model.buffers() if type(b) is Tensor})
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
-    return deepcopy(model, memo).to(dtype)
+    with _unobserved(model): return _deepcopy(model, memo).to(dtype)
 
 # %% ../nbs/02a_capture.ipynb #b016bf63
 _torch = os.path.dirname(torch.__file__)+os.sep,origins.__file__,'<string>','<frozen'
@@ -170,7 +203,7 @@ class _Recorder(TorchDispatchMode):
         if name in _leaving: self._leaves(args[0], varies)
         shown = args
         if name[-1]=='_' and name!='detach_' and torch.Tag.inplace_view in func.tags: name,shown = name[:-1],(self._before(args[0]),*args[1:]) # it has another shape from now on
-        out = func(*args, **kwargs)
+        out = self.perform(func, name, args, kwargs, varies)
         self.note(name, shown, kwargs, out, varies, '' if name in _plain else _line())
         return out
 
@@ -207,6 +240,8 @@ class _Recorder(TorchDispatchMode):
             if id(t) in self.pending or t.is_inference() and id(t) not in self.known:
                 self.pending.pop(id(t), None)
                 self.note('numpy', tuple(self.gone), {}, t, True)
+
+    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     def enter(self, module, args):
         if self.thread!=get_ident(): # what is done there is not seen
@@ -293,7 +328,8 @@ def _as_exported():
 def capture(
     model:nn.Module, # the network
     sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
-    whole:tuple=()   # types of modules that count as one operation
+    whole:tuple=(),  # types of modules that count as one operation
+    recorder=_Recorder # what writes down
 ) -> Tape: # what it does
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
     check_model(model, may_be_lazy=True)
@@ -303,30 +339,30 @@ def capture(
     apart = set() # what does not run while it is watched
     while True:
         tape = Tape(inputs=xs)
-        try: return _record(model, tape, whole, apart)
+        try: return _record(model, tape, whole, apart, recorder)
         except _DependsOnData as e:
             with suppress(ValueError):
                 if not torch.compiler.is_compiling():
-                    with _as_exported(): return capture(model, sample, whole)
+                    with _as_exported(): return capture(model, sample, whole, recorder)
             raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
                 'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
             if model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
             if not apart: # or is it that the network does not bear numbers that are traced?
-                with suppress(_Failed, _DependsOnData): return _record(model, Tape(inputs=xs), whole, apart, traced=False)
+                with suppress(_Failed, _DependsOnData): return _record(model, Tape(inputs=xs), whole, apart, recorder, traced=False)
             apart.add(model if module in apart else module)
 
 class _Failed(Exception): pass
 
-def _record(model, tape, whole, apart, traced=True):
+def _record(model, tape, whole, apart, recorder, traced=True):
     "Run a network and write down what it does; `_Failed` with the module that is to blame."
     if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
         try:
             with evaluating(model): feed(model, tape.inputs)
         except Exception as e: raise _Failed(model, e) from e
     opaque = {*apart, *(m for m in model.modules() if isinstance(m, torch.jit.ScriptModule))}
-    recorder = _Recorder(model, tape, whole, opaque)
+    recorder = recorder(model, tape, whole, opaque)
     try:
         with evaluating(model), eagerly(), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder), \
             (traced_numbers(model) if traced else nullcontext()) as recorder.calls:
@@ -362,3 +398,59 @@ def _does_not_run(model, tape, e):
     error = ValueError(f'the model does not run on the sample ({shapes}{own}): {e}\nGive a batch as the model takes it.')
     error.tape = tape
     return error
+
+# %% ../nbs/02a_capture.ipynb #060934d4
+def _alike(x, *args, **kwargs): return torch.empty_like(x)
+
+def _paired(x, y, *args, **kwargs):
+    if not isinstance(y, Tensor): return torch.empty_like(x) if x.is_floating_point() and isinstance(y, (int,float)) else None
+    return torch.empty_like(x) if x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape else None
+
+def _times_weight(x, weight, bias=None):
+    return x.new_empty(*x.shape[:-1], len(weight)) if x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype else None
+
+def _times(x, y):
+    if min(x.ndim, y.ndim)<2 or x.shape[-1]!=y.shape[-2] or x.dtype!=y.dtype: return None
+    return x.new_empty(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+
+def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n = weight.ndim-2
+    if isinstance(padding, str) or x.ndim!=weight.ndim or x.shape[1]!=weight.shape[1]*groups or len(weight)%groups or x.dtype!=weight.dtype: return None
+    stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
+    sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
+    last = n==2 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format) if min(sizes)>0 else None
+
+def _attended(q, k, v, *args, **kwargs):
+    fits = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and q.dtype==k.dtype==v.dtype
+    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits and not kwargs.get('enable_gqa') else None
+
+def _normed(x, shape, weight=None, bias=None, *args): return torch.empty_like(x) if all(p is None or p.shape==x.shape[-len(shape):]==tuple(shape) for p in (weight,bias)) else None
+
+def _normed_in_channel(x, *args):
+    return torch.empty_like(x) if x.ndim>1 and all(len(p)==x.shape[1] for p in args if isinstance(p, Tensor)) and not (args and isinstance(args[0], int) and x.shape[1]%args[0]) else None
+
+_forms = {**dict.fromkeys('relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'.split(), _alike),
+    **dict.fromkeys('add sub mul div'.split(), _paired), 'linear':_times_weight, 'matmul':_times, 'scaled_dot_product_attention':_attended,
+    **dict.fromkeys('conv1d conv2d conv3d'.split(), _convolved), 'layer_norm':_normed, **dict.fromkeys('batch_norm group_norm'.split(), _normed_in_channel)}
+_by_value = {'nonzero','masked_select','index','_unique','_unique2','unique_dim','unique_consecutive','repeat_interleave','bincount','nms'} # the form of what comes out depends on values
+
+class _Sketch(_Recorder):
+    "Writes down operations, and performs no large ones."
+    def perform(self, func, name, args, kwargs, varies):
+        if varies and (name in _number or name in _by_value): raise NotImplementedError(f'what {name} gives out depends on values')
+        x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
+        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or name=='batch_norm' and args[5]: return func(*args, **kwargs)
+        out = form(*args, **kwargs)
+        return func(*args, **kwargs) if out is None else x if name.endswith('_') else out
+
+def sketch(
+    model:nn.Module, # the network
+    sample,          # an input, or a tuple of inputs, as `model` takes them; batch first
+    whole:tuple=()   # types of modules that count as one operation
+) -> Tape: # what it does; the tensors in it have the right form, but not their values
+    "The operations of `model` on `sample`, as `capture` gives them, in less time."
+    if all(t.device.type=='cpu' for t in tensors_in(sample)):
+        try: return capture(model, sample, whole, _Sketch)
+        except Exception: pass # the other way will tell what is wrong
+    return capture(model, sample, whole)

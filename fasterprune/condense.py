@@ -7,6 +7,7 @@ __all__ = ['Condensed', 'Trial', 'Condenser']
 
 # %% ../nbs/05_condense.ipynb #01c372e4
 import math
+from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .batches import *
 from .capture import *
 from .checks import check_copyable, check_model
+from .capture import sketch
 from .graph import *
 from .narrow import *
 from .plan import *
@@ -57,7 +59,7 @@ class Condensed:
         "Some items to show what the network takes: those that it was condensed with; after loading, random ones of the same shapes."
         if self.sample is not None: return self.sample
         shapes = self.blueprint.get('sample')
-        if not shapes or None in shapes: raise ValueError('it is not known what the network takes: give a batch as `sample`')
+        if not shapes or None in shapes: raise ValueError('it is not known which batches of tensors the network takes: give one as `sample`')
         xs = [torch.rand(s, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) for s,dtype in shapes]
         device = next((p.device for p in self.model.parameters()), None)
         return tuple(x.to(device) for x in xs) if not self.inputs.names else Keywords([x.to(device) for x in xs], self.inputs.names)
@@ -72,6 +74,7 @@ class Trial:
     slices: dict      # what was kept of the tensors that were cut
     tape: Tape        # what it does to the sample
     narrowed: set     # names of its modules that perform other operations than before
+    exact: dict = field(default_factory=dict) # by name of a tensor that was rounded: pairs of an index, and what belongs there in float64
     table: dict = None # what is left of a table, if it is one's
     draft: object = None # the `Trial` that still had all columns of the table
 
@@ -105,7 +108,8 @@ class Condenser:
         trial = self._fitting(verify)
         error = math.nan
         if verify:
-            with of_one_width(self.model, self.sample): self.reference = Reference(self.model, self.sample)
+            with of_one_width(self.plain, self.sample): self.reference = Reference(self.plain, self.sample)
+            self._agree()
             error = self._error(trial)
             if not error <= self.reference.tolerance:
                 trial = self._try(self._bisect([], candidates, spared))
@@ -115,6 +119,7 @@ class Condenser:
         report,self.trial = self._report(trial, error, spared),trial
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}
         if inplace: self.edit()
+        else: _own_memory(trial.model, self.plain)
         special = dict(blueprint(trial.model), sizes=new_sizes(self.graph, trial.plan), plain=self.plain is not self.model, table=trial.table)
         return Condensed(self.model if inplace else trial.model, trial.inputs, report, dense, special, trial.slices, map_tensors(torch.clone, first_items(self.sample)))
 
@@ -152,14 +157,14 @@ def _try(self:Condenser, candidates):
     allowed = torch.full((graph.n_units,), candidates is None)
     for _,units in candidates or []: allowed[units] = True
     if not self.inputs: allowed[self._input_units()] = False # nor what is tied to them
-    plan,model = make_plan(graph, allowed, self.round_to, self.replaces),copy_of(self.plain)
-    slices = apply_plan(model, graph, plan)
+    plan,model,exact = make_plan(graph, allowed, self.round_to, self.replaces),copy_of(self.plain, shared=True),{}
+    slices = apply_plan(model, graph, plan, exact)
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs], getattr(graph.tape.inputs, 'names', None))
     old = dict(self.plain.named_modules())
     narrowed = {n for n,m in old.items() if type(m) is not type(_module_at(model, n))}
     try: tape = watch(model, selected(selector, graph.tape.inputs))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
-    trial = Trial(model, selector, plan, slices, tape, narrowed)
+    trial = Trial(model, selector, plan, slices, tape, narrowed, exact)
     return drop_columns(trial, graph) if self.inputs else trial
 
 # %% ../nbs/05_condense.ipynb #02408e7f
@@ -192,12 +197,30 @@ def _doubt_numbers(self:Condenser):
 def _other_ops(self:Condenser):
     "What the network does to a batch of another size, with images of another size if it takes them."
     for xs in other_batches(self.sample):
-        try: return capture(self.plain, xs, one_operation).ops
+        try: return sketch(self.plain, xs, one_operation).ops
         except ValueError: continue
     return []
 
 @patch
-def _error(self:Condenser, trial): return self.reference.error(trial.model, trial.inputs)
+def _error(self:Condenser, trial): return self.reference.error(trial.model, trial.inputs, trial.exact)
+
+@patch
+def _agree(self:Condenser):
+    "Weights that were computed from others are stored, and so rounded: an error if that is not all."
+    if self.plain is self.model: return
+    tolerance = 100*torch.finfo(next((p.dtype for p in self.plain.parameters() if p.is_floating_point()), torch.float32)).eps
+    if not (error := self.reference.error(self.model)) <= tolerance: raise ValueError(f'{type(self.model).__name__} differs by {error:.1e} from a copy whose weights '
+        'are not computed from others: does its output depend on more than its input? verify=False takes it as it is')
+
+def _own_memory(
+    model:nn.Module, # a copy that may share memory with `other`; changed
+    other:nn.Module  # the network that it is a copy of
+):
+    "Let a copy have its parameters and buffers in memory of its own."
+    def _at(t): return t.untyped_storage().data_ptr()
+    theirs = {_at(t) for f in (other.parameters,other.buffers) for t in f()}
+    for t in [*model.parameters(),*model.buffers()]:
+        if _at(t) in theirs: t.data = t.detach().clone()
 
 @patch
 def _bisect(self:Condenser, accepted, candidates, spared):
@@ -230,6 +253,7 @@ def _width(m): return next((f(m) for cls,f in _widths.items() if isinstance(m, c
 def _report(self:Condenser, trial, error, spared):
     "Compare the network with its copy."
     layers,kept,model = [],[],trial.model
+    self.reasons = _Reasons(self.graph, trial.plan, spared, self.round_to)
     reached = {id(self.graph.tensors[n]) for n in self.graph.uses}
     news = {dense_name(n, trial.table):m for n,m in model.named_modules(remove_duplicate=False)}
     for name,old in self.plain.named_modules():
@@ -247,14 +271,15 @@ def _report(self:Condenser, trial, error, spared):
     if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, trial.plan, spared).items()]
     small = selected(trial.inputs, self.sample)
     n_in = [sum(x.shape[1:].numel() for x in xs if isinstance(x, Tensor) and is_dense(x)) for xs in (self.sample, small)]
-    return CondenseReport(n_params(self.model), n_params(model), count_macs(self.graph.tape), count_macs(trial.tape), *n_in, error, layers, kept)
+    worst = '' if math.isnan(error) else str(self.reference.worst)
+    return CondenseReport(n_params(self.model), n_params(model), count_macs(self.graph.tape), count_macs(trial.tape), *n_in, error, layers, kept, worst)
 
 # %% ../nbs/05_condense.ipynb #e0046b07
 @patch
 def _dead(self:Condenser, name, m, plan, spared):
     "How many outputs of a layer are dead but stayed, for which reason."
     if not isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)): return {}
-    if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.linked.any(1),r.rows
+    if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.ends[0],r.rows
     else:
         dim = int(getattr(m, 'transposed', False))
         silent = (m.weight.detach().transpose(0, dim).flatten(1)==0).all(1).cpu()
@@ -265,25 +290,45 @@ def _dead(self:Condenser, name, m, plan, spared):
 @patch
 def _unread(self:Condenser, name):
     "How many inputs of a layer have no weight but come from an operation that is not analyzed."
-    found = {}
+    found = Counter()
     for r in {r.weight:r for r in self.graph.reads if r.layer==name}.values():
-        silent = r.cols[~r.linked.any(0)]
-        for units,why in self.graph.pins if len(silent) else []:
-            if why.startswith('made by') and (n := int(torch.isin(silent, units).sum())): found[why] = n
+        if not self.reasons.made[r.cols].any(): continue
+        silent = r.cols[~r.ends[1]]
+        found.update(why for n in self.reasons.made[silent].tolist() for why in self.reasons.makers[n])
     return found
 
 @patch
 def _why(self:Condenser, dead, plan, spared):
     "How many of the `dead` units stayed for which reason."
-    whole = torch.cat([torch.zeros(0).long()] + [u for _,u in spared])
-    cases = [(r, torch.isin(dead, units)) for units,r in self.graph.pins] + [
-        ('carries the constants of dead channels over a padded border', plan.carriers[dead]), ('the last unit of its layer', plan.lonely[dead]),
-        (f'the width is a multiple of {self.round_to}', plan.rounded[dead]),
-        ('removing units of this layer changed the output', torch.isin(dead, whole)), *[(r, torch.isin(dead, units)) for units,r in self.graph.borders],
-        ('tied to a unit that is needed', self.graph.needed[dead]),
-        ('may not be removed', torch.ones_like(dead, dtype=torch.bool))]
-    reasons,left = {},torch.ones_like(dead, dtype=torch.bool)
-    for why,case in cases:
-        if n := int((case & left).sum()): reasons[why] = reasons.get(why, 0)+n
-        left &= ~case
-    return reasons
+    return self.reasons.of(dead)
+
+class _Reasons:
+    "Why units that are dead stayed: for each the first reason that holds, found in one pass over all."
+    def __init__(self, graph, plan, spared, round_to):
+        whole = torch.cat([torch.zeros(0).long()] + [u for _,u in spared])
+        self.whys,self.first = [],torch.full((graph.n_units,), -1)
+        cases = [*graph.pins, (plan.carriers, 'carries the constants of dead channels over a padded border'), (plan.lonely, 'the last unit of its layer'),
+            (plan.rounded, f'the width is a multiple of {round_to}'), (whole, 'removing units of this layer changed the output'), *graph.borders,
+            (graph.needed, 'tied to a unit that is needed'), (torch.ones_like(graph.needed), 'may not be removed')]
+        for units,why in reversed(cases): # so that the first one is what is left
+            self.first[units] = len(self.whys)
+            self.whys.append(why)
+        self.made,self.makers = torch.zeros(graph.n_units, dtype=torch.long),[()] # number of the set of operations that make a unit and are not analyzed
+        for units,why in graph.pins:
+            if why.startswith('made by'): self._note(units, why)
+
+    def _note(self, units, why):
+        "Number the sets of operations anew where `why` is added to them."
+        old,at = self.made[units].unique(return_inverse=True)
+        new = []
+        for n in old.tolist():
+            if why not in self.makers[n]: self.makers.append((*self.makers[n], why))
+            new.append(n if why in self.makers[n] else len(self.makers)-1)
+        self.made[units] = torch.tensor(new, dtype=torch.long)[at]
+
+    def of(self, units):
+        "How many of `units` stayed for which reason, the first ones first."
+        found = Counter(self.first[units].tolist())
+        reasons = {}
+        for n in sorted(found, reverse=True): reasons[self.whys[n]] = reasons.get(self.whys[n], 0)+found[n]
+        return reasons

@@ -6,7 +6,7 @@
 __all__ = ['Joined']
 
 # %% ../nbs/05d_export.ipynb #0e2425b7
-import warnings
+import re, warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,6 +93,11 @@ def _onnx_outputs(path, xs, names):
     return [torch.from_numpy(o) for o in session.run(None, {i.name:dict(zip(names, xs))[i.name].cpu().numpy() for i in session.get_inputs()})]
 
 # %% ../nbs/05d_export.ipynb #6f2c35e7
+def _in_a_line(e):
+    "What an exporter has to say, without its advice and colors."
+    text = re.sub(r'\x1b\[\d*m', '', str(e)).partition('## Exception summary')[::2]
+    return ' '.join((text[1] or text[0]).partition('(Refer to')[0].split())
+
 @contextmanager
 def _plain():
     "Attention by its parts, which the older exporter knows, and no warnings."
@@ -116,7 +121,7 @@ def _write(model, path, xs, dynamic, dynamo, kwargs):
     with replacing(path) as temp:
         try:
             with evaluating(model), _untouched(model), _unobserved(model), torch.random.fork_rng(), _plain(): _convert(model, xs, temp, dynamic, dynamo, len(outs), kwargs)
-        except Exception as e: raise ValueError(f'{name} cannot be written as ONNX: {e}\nTry '
+        except Exception as e: raise ValueError(f'{name} cannot be written as ONNX: {_in_a_line(e)}\nTry '
             f'{"dynamic=False, which fixes the batch size, or " if dynamic else ""}dynamo={not dynamo}, the other exporter.') from e
         for batch in (xs, first_items(xs, 1), tuple(torch.cat([x, x]) for x in xs)) if dynamic else (xs,):
             try:

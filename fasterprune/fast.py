@@ -106,15 +106,18 @@ class Workspace:
         m:np.ndarray  # bool; broadcasts with `a`
     ):
         "Zero where `m` is `False`."
-        if not (a.shape==m.shape and a.flags.c_contiguous and m.flags.c_contiguous): return np.multiply(a, m, out=a)
+        if not a.flags.c_contiguous and a.ndim==m.ndim: # in the order in which it lies in memory
+            order = sorted(range(a.ndim), key=lambda d: -a.strides[d])
+            a,m = a.transpose(order),m.transpose(order)
+        if not (a.shape==m.shape and a.flags.c_contiguous and m.flags.c_contiguous): return np.multiply(_bits(a), m, out=_bits(a))
         a,m = a.reshape(-1),m.reshape(-1)
         if loop := self.loop('multiply_loop', a, m): return loop(a, m)
         for i in range(0, len(a), piece): self.multiply_piece(a[i:i+piece], m[i:i+piece])
 
     def multiply_piece(self, a, m):
-        numbers = self.room(a.dtype, len(a))
-        numbers[:] = m
-        a *= numbers
+        bits,wide = _bits(a),self.room(f'i{a.itemsize}', len(a))
+        wide[:] = np.negative(m.view(np.int8), out=self.room('i1', len(a))) # -1 has all bits
+        bits &= wide
 
     def kill(self,
         a:np.ndarray,      # flat, changed
@@ -128,6 +131,13 @@ class Workspace:
         at = at[values<=threshold]
         a[at],m[at] = 0,False
         return len(at)
+
+def _bits(a): return a.view(f'i{a.itemsize}') # the same memory as integers
+
+def _array(t):
+    "The memory of a tensor on the CPU as an array, half precision as integers; `None` for any other."
+    if has_numpy(t): return t.detach().numpy()
+    if t.is_cpu and t.dtype in (torch.float16, torch.bfloat16) and t.layout==torch.strided: return t.detach().view(torch.int16).numpy()
 
 def _dead_rows(mask):
     "The dimension along which a mask differs and the indices that are dead; `None` for a mask of single elements, or of all together."
@@ -151,18 +161,22 @@ class Zeros:
         others = []
         for n,m in self.masks.items():
             if (t := tensors.get(n)) is None: continue
-            if not has_numpy(t): others.append((t,m))
-            elif self.rows[n] is None or m.shape==t.shape: self.workspace.multiply(t.detach().numpy(), self._whole(n, t))
-            elif len(dead := self.rows[n][1]): t.detach().numpy()[(slice(None),)*self.rows[n][0] + (dead,)] = 0
+            if (a := _array(t)) is None: others.append((t,m))
+            elif self.rows[n] is None or m.shape==t.shape: self.workspace.multiply(a, self._whole(n, t))
+            elif len(dead := self.rows[n][1]): a[(slice(None),)*self.rows[n][0] + (dead,)] = 0
         with torch.no_grad():
-            if others: torch._foreach_mul_(*map(list, zip(*others)))
+            if others: self._multiply(*map(list, zip(*others)))
+
+    def _multiply(self, tensors, masks):
+        torch._foreach_mul_(tensors, masks)
+        if plain := [t for t in tensors if t.layout==torch.strided]: torch._foreach_add_(plain, 0.) # -0.0 + 0.0 is 0.0
 
     def _whole(self, n, t):
-        "A mask of as many elements as `t`, in the same order, if that differs along several dimensions: to broadcast within a kernel takes longer than to multiply."
+        "A mask of as many elements as `t`, in the same order, unless it differs along one dimension: to broadcast takes longer."
         m = self.masks[n]
-        if m.shape==t.shape or sum(s>1 for s in m.shape)<2: return m.numpy()
-        if n not in self.whole: self.whole[n] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()
-        return self.whole[n]
+        if sum(s>1 for s in m.shape)<2 or m.shape==t.shape and (m.stride()==t.stride() or t.is_contiguous()): return m.numpy()
+        if (n,t.stride()) not in self.whole: self.whole[n,t.stride()] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()
+        return self.whole[n,t.stride()]
 
 # %% ../nbs/03d_fast.ipynb #592e3e76
 def _scores(score, t): return score(t).detach().numpy()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .batches import is_dense
 from .capture import *
+from .capture import sketch
 from .narrow import *
 from .rules import *
 from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
@@ -71,7 +72,7 @@ def watch(
     "What `model` does to the first items of `sample`; to all of them, if it does not take fewer, or not all inputs are of as many."
     xs = as_tuple(sample)
     few = first_items(xs) if len({len(x) for x in xs if isinstance(x, Tensor) and x.ndim})<2 else xs # a matrix that connects nodes is none of items
-    try: return capture(model, few, one_operation)
+    try: return sketch(model, few, one_operation)
     except ValueError:
         if all(len(a)==len(b) for a,b in zip(tensors_in(few), tensors_in(xs)) if a.ndim and is_dense(a)): raise
         return capture(model, xs, one_operation)
@@ -520,7 +521,7 @@ def _ask(self:Graph):
     self.needed,count = self.pinned.clone(),-1
     while count != self.needed.sum():
         count = self.needed.sum()
-        for r in reversed(self.reads): self.needed[r.cols[r.linked[self.needed[r.rows]].any(0) & r.const.isnan()]] = True
+        for r in reversed(self.reads): self.needed[r.cols[r.heard(self.needed[r.rows]) & r.const.isnan()]] = True
         for b in self.branches: self.needed[b.cols[self.needed[b.rows] & b.const.isnan()]] = True
         for m in self.norms:
             read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)

@@ -137,7 +137,7 @@ def apply(self:InputPruner,
 ):
     "Zero what reads dead features, or mask them."
     params = self.params if model is None else dict(model.named_parameters(remove_duplicate=False))
-    for w in self.cols: params[w].mul_(self._mask(w))
+    for w in self.cols: params[w].mul_(self._mask(w)).add_(0.) # of -0.0 it makes 0.0
     if self.masks: self.mask.alive.copy_(self.alive)
 
 @patch
@@ -145,7 +145,7 @@ def apply(self:InputPruner,
 def apply_grad(self:InputPruner):
     "Zero the gradients of what reads dead features."
     for w in self.cols:
-        if self.params[w].grad is not None: self.params[w].grad.mul_(self._mask(w))
+        if self.params[w].grad is not None: self.params[w].grad.mul_(self._mask(w)).add_(0.)
 
 # %% ../nbs/06_inputs.ipynb #1db071c0
 def _report_to(scales, name, module, xs):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fasterprune.capture import *
 from fasterprune.narrow import groups_of, gone_from
 from fasterprune.rules import *
-from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, nothing, place, rule, rules, spread
+from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
 
 # %% ../nbs/02c_layers.ipynb #9d6011d2
 def outputs_first(
@@ -55,7 +55,7 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     linked = (value!=0).flatten(2).any(2).cpu() if value.ndim>2 else (value!=0).cpu()
     unknown = const.isnan()
     known = ~unknown & (const!=0)
-    varies = linked[:,unknown|known if padded else unknown].any(1)
+    varies = some(linked & (unknown|known if padded else unknown), 1)
     out = _bias(bias, n_rows)
     if known.any(): out = out + effective(weight.value, known, axes) @ const[known]
     graph.made[id(op.out)] = len(graph.reads)

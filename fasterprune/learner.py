@@ -222,7 +222,7 @@ def twin_of(
     learn:Learner # any Learner
 ) -> Learner: # its optimizer is yet to be made
     "A copy of `learn` with network, loaders and callbacks of its own."
-    return _renewed(learn, SimpleNamespace(model=deepcopy(learn.model), inputs=InputSelector([None]), blueprint={}, dense={}, slices={}), False)
+    return _renewed(learn, SimpleNamespace(model=copy_of(learn.model), inputs=InputSelector([None]), blueprint={}, dense={}, slices={}), False)
 
 def _flat(groups):
     "The parameters in what a splitter gives."

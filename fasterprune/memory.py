@@ -91,6 +91,14 @@ class Memory:
             for dim,kept in (cuts.get(self.params.get(n)) or ((),{}))[1].items():
                 if n in self.weights: self.weights[n] = self.weights[n].index_select(dim, kept.to(self.weights[n].device))
 
+    def remember(self):
+        "A function that puts back what `cut` changes."
+        kept,means = {k:dict(getattr(self, k)) for k in ('params','layers','weights','norms')},[(m, m.mean) for m in self.norms.values()]
+        def _back():
+            for k,d in kept.items(): setattr(self, k, dict(d))
+            for m,mean in means: m.mean = mean
+        return _back
+
     def forget(self):
         "Give back all that is kept."
         self.unwatch()

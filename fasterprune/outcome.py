@@ -61,9 +61,10 @@ class CondenseReport:
     macs_after: int
     inputs_before: int # features of an item
     inputs_after: int
-    max_error: float   # largest difference of the outputs over the largest output, in float64; NaN if not verified
+    max_error: float   # largest difference in an output channel over its largest element, in float64; NaN if not verified
     layers: list       # for each layer a dict: layer, type, and its inputs, outputs and parameters before and after
     kept: list         # what is dead but stayed: dicts of layer, units, reason
+    worst: str = ''    # the output channel in which it is
 
     @property
     def removed(self) -> dict: # number of units by layer; 'inputs' for features of the input
@@ -78,7 +79,8 @@ class CondenseReport:
 
     def __str__(self):
         def change(name, a, b): return f'{name:<11}{a:>14,} -> {b:>14,}   ({100*b/max(a,1):.1f} %)'
-        error = 'not verified' if math.isnan(self.max_error) else f'largest error {self.max_error:.1e} of the largest output'
+        error = 'not verified' if math.isnan(self.max_error) else f'largest error {self.max_error:.1e} of an output channel'
+        if self.max_error > 1e-12 and self.worst: error += f': {self.worst}'
         lines = [change('parameters', self.params_before, self.params_after), change('MACs', self.macs_before, self.macs_after),
             change('inputs', self.inputs_before, self.inputs_after), error, '']
         if not self.removed: lines.append('Nothing could be removed: the network is an equal copy.')

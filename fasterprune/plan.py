@@ -65,14 +65,14 @@ def make_plan(
     while count != keep.sum():  # who stays may need company
         count = keep.sum()
         for r in graph.reads:
-            heard = r.linked[keep[r.rows]].any(0) & _emits(r)
+            heard = r.heard(keep[r.rows]) & _emits(r)
             if not _sink(r) and (heard & ~keep[r.cols]).any() and not (keep[r.cols] & _emits(r)).any():
                 carrier = r.cols[torch.where(heard, r.const.abs(), 0).argmax()]
                 keep[carrier] = carriers[carrier] = True
             used[r.cols[heard]] = True
         for r in graph.reads:   # who is heard, though it is not needed, is made of constants that must not be lost
             heard = (keep & used)[r.rows] & ~graph.needed[r.rows]
-            keep[r.cols[r.linked[heard].any(0) & r.stuck]] = True
+            keep[r.cols[r.heard(heard) & r.stuck]] = True
         if count==keep.sum():   # lonely ones one by one, from the output backwards, for a carrier may do as well
             stay = next((s for key,units in reversed(graph.bound.items()) if len(s := _missing(graph, *key, units, keep))), [])
             keep[stay] = lonely[stay] = True
@@ -85,7 +85,7 @@ def make_plan(
 def dead_modules(
     graph:Graph, # the analyzed network
     plan:Plan    # which units stay
-) -> dict: # `Constant` by name of module
+) -> dict: # by name of module a `Constant`, and its values in float64
     "Layers whose outputs are constants, or needed by nobody; those with hooks stay, for they may be looked at."
     found = {}
     if not (graph.live and plan.constants): return found # it has to have another branch
@@ -109,32 +109,34 @@ def _constant(graph, plan, call, m, s):
     d = dims[0]
     units,consts = rows_of(s.ids, d)[:,0],rows_of(s.const, d)
     value = torch.where((consts==consts[:,:1]).all(1), consts[:,0], torch.nan)
-    if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].linked.any(1) | ~value.isnan(), value, 0.) # nobody hears what they are
+    if (i := graph.made.get(id(call.out))) is not None: value = torch.where(graph.reads[i].ends[0] | ~value.isnan(), value, 0.) # nobody hears what they are
     stay = plan.keep[units]
     if (value.isnan() & graph.needed[units])[stay].any() or not plan.allowed[units].all(): return None
     geometry,p = geometry_of(m),next(m.parameters())
     if call.name in graph.plain and graph.plain[call.name].options['same']: return None # it pads in its own way
     if geometry is None and isinstance(m, nn.modules.conv._ConvNd) or d!=(1 if geometry else d): return None
-    return Constant(value[stay].nan_to_num().to(p.dtype).to(p.device), d, geometry)
+    value = value[stay].nan_to_num()
+    return Constant(value.to(p.dtype).to(p.device), d, geometry),value
 
 # %% ../nbs/04f_plan.ipynb #dd69d02f
 @torch.no_grad()
 def apply_plan(
     model:nn.Module, # the network that `graph` was made from, or an exact copy; its tensors are replaced
     graph:Graph,     # the analyzed network
-    plan:Plan        # which units stay
+    plan:Plan,       # which units stay
+    exact:dict=None  # gets by name of a tensor what it would hold without rounding: pairs of an index and float64 values
 ) -> dict: # for each parameter or buffer that is cut, by name, the indices that are kept by dimension
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
     for name in cut_layers(graph, plan): become_layer(model.get_submodule(name), (p := graph.plain[name]).options, p.weight, p.bias)
     old = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    new,slices = {},{}
+    new,slices,exact = {},{},{} if exact is None else exact
     for (name,dim),units in graph.bound.items():
         if name in old and not plan.keep[units].all():
             slices.setdefault(name, {})[dim] = kept = plan.keep[units].nonzero()[:,0]
             new[name] = new.get(name, old[name].data).index_select(dim, kept.to(old[name].device))
     dead = dead_modules(graph, plan)
     for r in {r.weight:r for r in graph.reads}.values():
-        if r.layer not in dead: _fold(r, plan, new, old) # what it gives out as a constant has everything in it
+        if r.layer not in dead: _fold(r, plan, new, old, exact) # what it gives out as a constant has everything in it
     _narrow_modules(model, graph, plan)
     for m in {m.layer:m for m in graph.norms if m.known}.values():
         name,stays = f'{m.layer}.{m.known.weight}',plan.keep[m.units]
@@ -142,7 +144,9 @@ def apply_plan(
     put_tensors(model, new)
     for layer,units in graph.heads.items():
         if any(k.rpartition('.')[0] in (layer, f'{layer}.out_proj'.lstrip('.')) for k in slices): narrow_attention(model.get_submodule(layer), int(plan.keep[units].sum()))
-    for name,constant in dead.items(): replace_module(model, name, constant)
+    for name,(constant,value) in dead.items():
+        replace_module(model, name, constant)
+        exact[f'{name}.value'] = [(slice(None), value)]
     for b in graph.branches:
         order,fill = spread_out(b, plan)
         if order!=list(range(int(plan.keep[b.cols].sum()))): become_wide(model.get_submodule(b.layer), b.dim, order, fill)
@@ -161,27 +165,28 @@ def spread_out(branch, plan):
     return place[rows].tolist(),branch.const[rows&~stays].nan_to_num().tolist()
 
 # %% ../nbs/04f_plan.ipynb #c3411f4e
-def _fold(r, plan, new, old):
+def _fold(r, plan, new, old, exact):
     "Account for the constants that a layer no longer reads."
     stays = plan.keep[r.cols]
     gone = ~stays & _emits(r)
     if not gone.any(): return
     if sink := _sink(r):
         shift = (effective(old[r.weight], gone, r.axes) @ r.const[gone])[plan.keep[r.rows]]
-        _add(new, old, sink, slice(None), shift if r.bias else -shift)
+        _add(new, old, sink, slice(None), shift if r.bias else -shift, exact)
     elif (carrier := stays & _emits(r)).any():
         k = torch.where(carrier, r.const.abs(), 0).argmax()
         share = (r.const[gone]/r.const[k]).to(old[r.weight].device)
         extra = torch.einsum('ik...,k->i...', outputs_first(old[r.weight], r.axes)[:,gone].double(), share)[plan.keep[r.rows]]
         at = [slice(None)]*old[r.weight].ndim
         at[r.axes[1]] = int(stays[:k].sum())
-        _add(new, old, r.weight, tuple(at), extra)
+        _add(new, old, r.weight, tuple(at), extra, exact)
 
-def _add(new, old, name, where, extra):
-    "Add to a tensor, in float64."
-    t = new.get(name, old[name].data).clone()
-    t[where] = (t[where].double() + extra.to(t.device)).to(t.dtype)
-    new[name] = t
+def _add(new, old, name, where, extra, exact):
+    "Add to a tensor, in float64; what that makes, and is rounded, is noted in `exact`."
+    t,known = new.get(name, old[name].data).clone(),exact.setdefault(name, [])
+    value = next((v for w,v in known if w==where), t[where].double()) + extra.to(t.device)
+    known[:] = [(w,v) for w,v in known if w!=where] + [(where,value)]
+    t[where],new[name] = value.to(t.dtype),t
 
 def _narrow_modules(model, graph, plan):
     "Let norms over channels remember, and attributes that hold numbers of units be up to date."

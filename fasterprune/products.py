@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fasterprune.capture import *
 from fasterprune.rules import *
-from fasterprune.rules import Param, Read, Signal, agreeing, barrier, compact, distinct, leaves, nothing, place, pointwise, rule, rules, zero_or_unknown
+from fasterprune.rules import Param, Read, Signal, agreeing, barrier, compact, distinct, leaves, nothing, place, pointwise, rule, rules, some, zero_or_unknown
 from fasterprune.layers import contract
 
 # %% ../nbs/02e_products.ipynb #d027624c
@@ -231,7 +231,7 @@ def _read_by_heads(graph, op, m, units, xs):
         taken = torch.where(torch.stack([c==const for _,c in found]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
         stuck = torch.stack([~c.isnan() for _,c in (found if packed else found[i:i+1])]).any(0) & taken.isnan()
         graph.reads.append(Read(op.place, weight.name, bias.name if packed and bias else None, rows, cols, taken, (weight.value!=0).cpu(), False, stuck=stuck))
-    w,const = weights[2].double()[-n:],found[2][1]
+    w,const = weights[2].value[-n:].double().cpu(),found[2][1]
     value = bias.double()[2*n:] if bias else torch.zeros(n, dtype=torch.float64)
     known = ~const.isnan()
-    return torch.where((w[:,~known]!=0).any(1), torch.nan, value + w[:,known]@const[known])
+    return torch.where(some((w!=0) & ~known, 1), torch.nan, value + w[:,known]@const[known])

@@ -63,6 +63,13 @@ class RegularizeCallback(Callback):
         "Follow a network that shrinks."
         for g in self.groups: g.cut(self.params, cuts)
 
+    def remember(self):
+        "A function that puts back what `cut` changes."
+        groups = [(g, dict(vars(g))) for g in self.groups]
+        def _back():
+            for g,attrs in groups: vars(g).update(attrs)
+        return _back
+
     @property
     def now(self): return self.strength * (self.schedule(min(1., self.pct_train)) if self.schedule else 1)
 
@@ -85,7 +92,7 @@ def after_step(self:RegularizeCallback):
         if not free: continue
         norms = unit_norms(g, self.params)
         factor = (1 - rates[id(self.params[free[0].param])]*self.now*root/norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
-        for s in free: self.params[s.param].mul_(s.spread(factor, self.params[s.param], 1.))
+        for s in free: self.params[s.param].mul_(s.spread(factor, self.params[s.param], 1.)).add_(0.) # of -0.0 it makes 0.0
 
 # %% ../nbs/04c_regularize.ipynb #67e6cafd
 @patch

@@ -78,7 +78,7 @@ def sensitivity(
     sparsities=(.3,.5,.7,.8,.9,.95), # what to try for each layer, fractions in (0,1)
     granularity='weight',          # what a unit is: a `Granularity` or its name
     criterion=large_final,         # which units matter: a function `(weight, context) -> score` or its name
-    layers=None,                   # name, glob, type or function of layers, or a list of such; `None`: all convolutions and Linear layers
+    layers=None,                   # name, glob, type or function of layers, or a list of such; `None`: all convolutions, Linear and recurrent layers
     exclude=None,                  # the same, for what to leave dense
     coupled:bool=True,             # are units that the graph ties together one?
     dl=None                        # what to validate on; `None`: the validation set

@@ -7,6 +7,7 @@ __all__ = ['shrink', 'CondenseCallback']
 
 # %% ../nbs/05e_shrinking.ipynb #d07e45ac
 import time, warnings
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
@@ -63,7 +64,7 @@ def then(self:Condensed,
     table = then_special['table'] and dict(then_special['table'], embeds=[special['table']['embeds'][i] for i in then_special['table']['embeds']] if special.get('table')
         else then_special['table']['embeds'])
     sizes = {k:{**special['sizes'].get(k, {}), **then_special['sizes'].get(k, {})} for k in {**special['sizes'], **then_special['sizes']}}
-    report = replace(b, params_before=a.params_before, macs_before=a.macs_before, inputs_before=a.inputs_before, max_error=max(a.max_error, b.max_error), layers=_layers(a.layers, b.layers))
+    report = replace(b, params_before=a.params_before, macs_before=a.macs_before, inputs_before=a.inputs_before, max_error=max(a.max_error, b.max_error), worst=max(a, b, key=lambda r: r.max_error).worst, layers=_layers(a.layers, b.layers))
     slices = {k:dict(v) for k,v in self.slices.items()}
     for name,cut in other.slices.items():
         mine = slices.setdefault(dense_name(name, special.get('table')), {})
@@ -189,7 +190,7 @@ def condense(self:CondenseCallback,
     inputs:bool=True,   # take features out of the inputs, too?
     last:bool=False     # is it the last time, so that anything is worth it?
 ):
-    "Take out what is dead by now; a warning if something can't follow."
+    "Take out what is dead by now; if something can't follow, the training goes on as it was, and a warning says so."
     if self.stopped or self.begins or not hasattr(self.learn, 'xb'): return
     start = time.perf_counter()
     try:
@@ -198,9 +199,9 @@ def condense(self:CondenseCallback,
         if not last and (seen==self.seen or _unlearned(model, self.learn.cbs)): return
         self.seen = seen
         with no_random(): self._condense(model, inputs, 0. if last else self.min_gain, start)
-    except ValueError as e:
-        self.stopped = str(e)
-        warnings.warn(f'the network is trained as wide as it is: {e}')
+    except Exception as e: # whatever it is, hours of training are worth more
+        self.stopped = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
+        warnings.warn(f'the network is trained as wide as it is: {self.stopped}')
 
 # %% ../nbs/05e_shrinking.ipynb #44dde361
 @patch
@@ -215,13 +216,15 @@ def _condense(self:CondenseCallback, model, inputs, gain, start):
     saved = max(1-after/max(1, before) for after,before in ((r.params_after,r.params_before), (r.macs_after,r.macs_before), (r.inputs_after,r.inputs_before)))
     if saved<=0 or saved<gain: return
     past = _widths(model),self.result,self.dls,_masks(self.learn.cbs),_lists(self.opt)
-    cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
+    with _undone_if_failed(model, self.learn):
+        cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
+        condensed.model = model
+        for cb in self.learn.cbs:
+            if hasattr(cb, 'cut'): cb.cut(cuts, condensed.inputs)
+        result = condensed if self.result is None else self.result.then(condensed)
+        if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
+        self.learn.condensed = self.result = result
     self.past.append(past)
-    condensed.model = model
-    for cb in self.learn.cbs:
-        if hasattr(cb, 'cut'): cb.cut(cuts, condensed.inputs)
-    if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
-    self.learn.condensed = self.result = condensed if self.result is None else self.result.then(condensed)
     self.seen = _zero_lines(model),inputs
     self.history.append(dict(epoch=self.epoch, position=(self.epoch*self.n_iter+self.iter+1)/(self.n_epoch*self.n_iter), parameters=r.params_after, macs=r.macs_after,
         inputs=r.inputs_after, error=r.max_error, seconds=time.perf_counter()-start))
@@ -229,12 +232,13 @@ def _condense(self:CondenseCallback, model, inputs, gain, start):
 # %% ../nbs/05e_shrinking.ipynb #c3767c99
 _hooks = '_parameters','_buffers','_modules'
 
-def _widths(model):
-    "All that changes when a network is cut, but for the values of its tensors."
-    return [(m, m.__class__, {k:copy(v) for k,v in vars(m).items() if k not in _hooks and 'hooks' not in k},
-        [[(k, t, None if t is None else t.shape) for k,t in vars(m)[d].items()] for d in _hooks[:2]], dict(m._modules)) for m in model.modules()]
+def _widths(model, values=False):
+    "All that changes when a network is cut; the values of its tensors, too, if they are wanted."
+    def _of(t): return None if t is None else (t.shape, (t.data, t.grad) if values else None)
+    return [(m, m.__class__, {k:copy(v) if isinstance(v, (list,dict,set)) else v for k,v in vars(m).items() if k not in _hooks and 'hooks' not in k},
+        [[(k, t, _of(t)) for k,t in vars(m)[d].items()] for d in _hooks[:2]], dict(m._modules)) for m in model.modules()]
 
-def _masks(cbs): return [cb.sparsifier.remember() for cb in cbs if isinstance(cb, MaskCallback) and cb.sparsifier is not None]
+def _masks(cbs): return [o.remember() for cb in cbs for o in (cb, getattr(cb, 'sparsifier', None)) if hasattr(o, 'cut') and hasattr(o, 'remember')]
 
 def _lists(opt):
     "The parameters of each group, in an optimizer and those that it wraps; a function that puts them back."
@@ -247,7 +251,7 @@ def _lists(opt):
 
 @torch.no_grad()
 def _widen(widths):
-    "Give the modules the widths that they had; the values of what was cut are lost."
+    "Give the modules the widths that they had; the values of what was cut are lost, unless they were noted."
     for m,cls,attrs,tensors,modules in widths:
         m.__class__ = cls
         vars(m).update(attrs)
@@ -255,11 +259,38 @@ def _widen(widths):
         m._modules.update(modules)
         for held,old in zip((m._parameters,m._buffers), tensors):
             held.clear()
-            for k,t,shape in old:
+            for k,t,was in old:
                 held[k] = t
-                if t is None or t.shape==shape: continue
-                t.grad,t.data = None,t.new_zeros(shape)
-                if isinstance(t, nn.Parameter): _forget_shape(t)
+                if was is None: continue
+                (shape,values),cut = was,t.shape!=was[0]
+                if not cut and values is None: continue
+                data,grad = values or (t.new_zeros(shape),None)
+                t.grad,t.data = None,data
+                if cut and isinstance(t, nn.Parameter): _forget_shape(t)
+                t.grad = grad
+
+@contextmanager
+def _undone_if_failed(model, learn):
+    "Put all back as it was if an error occurs inside; what is cut is cut into new memory, so that it takes references only."
+    widths = [_widths(m, True) for m in (model, *_averages(learn))]
+    states,lists = [(state, k, state[k]) for _,state,k in state_entries(learn.opt)],_lists(learn.opt)
+    known = [(o, vars(o).get('state'), dict(vars(o).get('state') or {}), vars(o).get('slow_weights')) for o in optimizers_in(learn.opt)]
+    masks,own = _masks(learn.cbs),[(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, 'cut')]
+    dls,condensed = learn.dls,{k:v for k,v in vars(learn).items() if k=='condensed'}
+    try: yield
+    except BaseException:
+        for w in widths: _widen(w)
+        for _,state,was,slow in known:
+            if state is not None: state.clear(); state.update(was)
+        for o,*_,slow in known:
+            if slow is not None: o.slow_weights = slow
+        for state,k,value in states: state[k] = value
+        for cb,attrs in own: vars(cb).clear(); vars(cb).update(attrs)
+        for back in (*masks, lists): back()
+        learn.dls = dls
+        vars(learn).pop('condensed', None)
+        vars(learn).update(condensed)
+        raise
 
 # %% ../nbs/05e_shrinking.ipynb #91011ede
 @patch

@@ -19,6 +19,7 @@ from .capture import *
 from .checks import check_model
 from .graph import *
 from .units import *
+from .units import matrices_in, recurrent, stored_weights
 from .contexts import *
 from .fast import *
 
@@ -30,7 +31,7 @@ class Sparsifier:
         granularity='weight',  # what a unit is: a `Granularity` or its name
         context='global',      # who competes: 'global', 'local', 'erk', or a function
         criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
-        layers=None,           # name, glob, type or function of layers, or a list of such; `None`: all convolutions and Linear layers
+        layers=None,           # name, glob, type or function of layers, or a list of such; `None`: all convolutions, Linear and recurrent layers
         exclude=None,          # the same, for what to leave dense
         coupled:bool=True,     # are units that the graph ties together one? Matters for filters, neurons, channels and features
         sample=None,           # a batch as the model takes it, to see the graph; needed if `coupled` matters
@@ -90,10 +91,13 @@ def _check(self:Sparsifier):
 
 @patch
 def _leave_unmeasured(self:Sparsifier):
-    "Leave dense what `nn.MultiheadAttention` uses the weight of without calling it: its input can't be measured."
+    "Leave dense what is used without the layer being called, by `nn.MultiheadAttention` or within a recurrent layer: its input can't be measured."
     silent = {f'{n}.out_proj'.lstrip('.') for n,m in self.model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    silent |= {n for n,(m,p) in stored_weights(self.model).items() if isinstance(m, recurrent) or p and p.endswith('_raw')}
     self.left_dense.update({n:'its input cannot be measured' for g in self.groups for n in g.layers if n in silent})
     self.groups = Groups(g for g in self.groups if not silent & set(g.layers))
+    if not self.groups: raise ValueError(f'no layer can be sparsified: the input of {", ".join(map(repr, self.left_dense))} cannot be measured; '
+        'take another criterion')
 
 # %% ../nbs/04_sparsify.ipynb #a6e513bf
 @patch
@@ -266,6 +270,7 @@ def _kill(self:Sparsifier, few, many):
     if many or self.shared:
         self._mask()
         self.apply()
+    if few: self.zeros.whole.clear() # masks in another order, which have not changed with these
     if few or many: self.memory.refresh()
 
 @patch
@@ -350,10 +355,12 @@ def remember(self:Sparsifier):
     "A function that puts back what `cut` changes, once the network is as wide as it was."
     groups = [(g, g.weights, g.others, g.alive.clone()) for g in self.groups]
     others = [(g, g.lines) for group in self.groups for s in group.weights for g,_ in s.across[1:] if not isinstance(g, Group)]
+    memory,shrunk = self.memory.remember(),self.shrunk
     def _back():
         for g,g.lines in others: pass
         for g,g.weights,g.others,alive in groups: self._set(g, alive.clone())
-        self.counts = {}
+        self.counts,self.shrunk = {},shrunk
+        memory()
         self._mask()
     return _back
 
@@ -369,9 +376,15 @@ def resume(self:Sparsifier,
         for g in groups: g.start = start*g.n/n
 
 # %% ../nbs/04_sparsify.ipynb #124346f9
-def _matrices(m):
-    "The weights of a layer; one that is computed from others is taken as it comes out."
-    return [p for p in m._parameters.values() if p is not None and p.ndim>1] or [w.detach() for w in [getattr(m, 'weight', None)] if isinstance(w, Tensor)]
+def _matrices(model):
+    "All layers, or matrices of recurrent ones, by name: the layer and its weights; one that is computed from others is taken as it comes out."
+    found = {}
+    for n,m in model.named_modules():
+        if isinstance(m, nn.MultiheadAttention): found[n] = m,[p for p in m._parameters.values() if p is not None and p.ndim>1]
+        for a in matrices_in(m): found[param_name(n, a) if isinstance(m, recurrent) else n] = m,[getattr(m, a)]
+    for n,(m,p) in stored_weights(model).items():
+        if p: found[n] = m,[model.get_parameter(p)]
+    return {n:(m, [w.detach() for w in ws if isinstance(w, Tensor)]) for n,(m,ws) in found.items()}
 
 def _table(rows, of):
     df = pd.DataFrame(rows).set_index('layer')
@@ -384,8 +397,9 @@ def report(self:Sparsifier
     "Count the zero units in the weights themselves."
     rows = [dict(layer=g.name, units=g.n, zero=g.n-int(self._find_alive(g).sum()), note='') for g in self.groups]
     rows.append(dict(layer='total', units=self.n, zero=sum(r['zero'] for r in rows), note=''))
+    held = _matrices(self.model)
     for n,why in self.left_dense.items():
-        ps = _matrices(self.model.get_submodule(n))
+        ps = [p for k,(m,ps) in held.items() for p in ps if n in (k, *[owner_of(k)]*isinstance(m, recurrent))]
         rows.append(dict(layer=n or 'the model', units=sum(p.numel() for p in ps), zero=sum(int((p==0).sum()) for p in ps), note=f'left dense ({why}); counted in weights'))
     return _table(rows, 'units')
 
@@ -400,19 +414,18 @@ def sparsity(self:Sparsifier
 # %% ../nbs/04_sparsify.ipynb #aa1be6ed
 def sparsity_report(
     model:nn.Module # any model
-) -> pd.DataFrame: # one row for each convolution, Linear layer, Embedding and attention, and the total
+) -> pd.DataFrame: # one row for each convolution, Linear layer, Embedding, attention, and matrix of a recurrent layer, and the total
     "Count the zeros of any model: single weights, and outputs of which all weights are zero."
     check_model(model)
     rows,seen = [],set()
-    for n,m in model.named_modules():
-        if not isinstance(m, (*weighted, nn.Embedding, nn.MultiheadAttention)): continue
-        for p in _matrices(m):
-            if id(p) in seen: continue
-            seen.add(id(p))
+    for n,(m,ps) in _matrices(model).items():
+        for p in ps:
+            if (at := (p.data_ptr(), p.shape, p.stride())) in seen: continue
+            seen.add(at)
             out = by_output(m, p)
             rows.append(dict(layer=n or 'the model', type=type(m).__name__, weights=p.numel(), zero=int((p==0).sum()), outputs=len(out),
                 zero_outputs=int((out==0).all(1).sum())))
-    if not rows: raise ValueError(f'{type(model).__name__} has no convolution, Linear layer, Embedding or attention: there is nothing to count')
+    if not rows: raise ValueError(f'{type(model).__name__} has no convolution, Linear or recurrent layer, Embedding or attention: there is nothing to count')
     total = {k:sum(r[k] for r in rows) for k in ('weights','zero','outputs','zero_outputs')}
     return _table(rows + [dict(layer='total', type='', **total)], 'weights')
 
@@ -433,16 +446,19 @@ def find_zeros(
                 if bias is None: continue
                 held = by_output(m, z).all(1) & (bias==0)
                 if held.any(): masks[param_name(n, name.replace('weight', 'bias'))] = ~held
+    for n,(m,p) in stored_weights(model).items(): # matrices of recurrent layers, and what weights are dropped out from
+        if p and p not in masks and (z := params[p].detach()==0).any() and not z.all(): masks[p] = ~z
     if sample is not None and masks: masks.update(_others(Graph(model, sample), params, masks))
     return masks
 
 def _others(graph, params, masks):
     "Masks of what belongs to units that nothing makes any more."
-    made = {p:units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes'}
+    made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes'}
+    made = {(p,dim):units for (p,dim),units in made.items() if p in params or p in graph.layers} # other buffers go with their units
     alive,makes = torch.zeros(2, graph.n_units, dtype=torch.bool)
-    for (p,dim),units in graph.bound.items():
-        if graph.role[p,dim]!='makes' or params[p].ndim<2: continue
-        live = (params[p].detach()!=0).transpose(0, dim).flatten(1).any(1).cpu() if p in masks else torch.ones_like(units, dtype=torch.bool)
+    for (p,dim),units in made.items():
+        if (w := graph.tensors[p].detach()).ndim<2: continue
+        live = (w!=0).transpose(0, dim).flatten(1).any(1).cpu() if p in masks or p not in params else torch.ones_like(units, dtype=torch.bool)
         alive[units[live]] = makes[units] = True
-    held = {p:(~alive & makes)[units].to(params[p].device) & (params[p].detach()==0) for p,units in made.items() if params[p].ndim==1}
+    held = {p:(~alive & makes)[units].to(params[p].device) & (params[p].detach()==0) for (p,_),units in made.items() if p in params and params[p].ndim==1}
     return {p:~h for p,h in held.items() if h.any()}

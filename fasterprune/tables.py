@@ -100,8 +100,8 @@ def drop_columns(
 ): # the trial itself if it is no table's
     "A trial whose network reads fewer columns."
     if not is_table(graph.model) or any(u is not None and u.ndim!=1 for u in graph.inputs): return trial
-    plan,model,slices = without_columns(graph, trial.plan),trial.model,trial.slices
-    if plan is not trial.plan: slices = apply_plan(model := copy_of(graph.model), graph, plan)
+    plan,model,slices,exact = without_columns(graph, trial.plan),trial.model,trial.slices,{}
+    if plan is not trial.plan: slices = apply_plan(model := copy_of(graph.model, shared=True), graph, plan, exact)
     cats,conts = (*graph.inputs, None)[:2]
     embeds = [i for i,e in enumerate(model.embeds) if e.embedding_dim]
     n_cont = model.n_cont if conts is None or not model.n_cont else int(plan.keep[conts].sum())
@@ -111,7 +111,7 @@ def drop_columns(
     inputs = InputSelector(kept[:len(graph.inputs)], trial.inputs.names)
     try: tape = watch(model, table_inputs(model, selected(inputs, graph.tape.inputs)))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # verification will tell
-    return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, tape=tape, table=left, draft=trial)
+    return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, tape=tape, table=left, draft=trial, exact=exact or trial.exact)
 
 # %% ../nbs/04i_tables.ipynb #af2399c1
 def dense_name(

@@ -7,11 +7,15 @@ __all__ = ['other_batches', 'gap', 'eval_outputs', 'Reference']
 
 # %% ../nbs/04b_verify.ipynb #1469bdf6
 import math
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from fastcore.basics import noop
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batches import *
 from .capture import *
@@ -31,8 +35,10 @@ def _noise(x, n, scale=1., seed=0):
 def _batches(sample):
     "What the networks are compared on, each in a first choice and in others for networks that do not take it."
     large = max((s for x in tensors_in(sample) for s in x.shape[2:]), default=0) >= 64
+    single = max((len(x) for x in tensors_in(sample) if x.ndim), default=0) == 1
     yield lambda: first_items(sample), lambda: sample
-    yield tuple((lambda scale=scale, n=n: map_tensors(lambda x: _noise(x, n, scale), sample)) for n,scale in ((3, .5 if large else 1.5), (3, 1.), (1, 1.)))
+    sizes = (3, .5 if large else 1.5),*(((3, 1.),(1, 1.)) if single or not large else ((1, 1.),(3, 1.)))
+    yield tuple((lambda scale=scale, n=n: map_tensors(lambda x: _noise(x, n, scale), sample)) for n,scale in sizes)
 
 def other_batches(
     sample:tuple # inputs of a network
@@ -65,39 +71,260 @@ def eval_outputs(
         with eagerly(): return all_tensors(feed(model, xs))
 
 # %% ../nbs/04b_verify.ipynb #396038af
+_wide = {torch.float16:torch.float64, torch.bfloat16:torch.float64, torch.float32:torch.float64, torch.complex32:torch.complex128, torch.complex64:torch.complex128}
+_casts = {'to','_to_copy','type_as','lift_fresh'}
+_sums = {'linear','addmm','mm','matmul','bmm','baddbmm','einsum','sum','conv1d','conv2d','conv3d','conv_transpose1d','conv_transpose2d','conv_transpose3d'}
+_composed = {'scaled_dot_product_attention','layer_norm','group_norm','batch_norm','instance_norm','rms_norm','softmax','mean','lstm','gru','rnn_tanh','rnn_relu'}
+_apart = _sums-{'matmul','bmm','baddbmm','einsum','sum'} # what they give out is never a part of their weight
+_small = 2**14 # elements
+
+class _Written(Exception): pass
+
+def _each(f, o):
+    "`f` of all that is in nested containers."
+    if isinstance(o, dict): return {k:_each(f, v) for k,v in o.items()}
+    return type(o)(_each(f, a) for a in o) if type(o) in (tuple,list) else f(o)
+
+def _floats(o): return isinstance(o, Tensor) and o.is_floating_point()
+
+class _InFloat64(TorchDispatchMode):
+    "Performs operations in float64, whatever their operands are stored in."
+    def __init__(self,
+        exact:dict=None, # by id of a tensor: pairs of an index, and what belongs there in float64
+        cast:bool=True,  # take operands to float64?
+        seed:int=None,   # of errors like those of sums in another order; `None`: none
+        eps:float=1.     # of the precision in which the network is stored: what its code rounds to less than that is rounded
+    ):
+        super().__init__()
+        self.exact,self.cast,self.eps,self.room = exact or {},cast,eps,{}
+        self.dice = None if seed is None else torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def _should_skip_dynamo(cls): return False # PyTorch would import its compiler
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name,kwargs = func.overloadpacket.__name__,kwargs or {}
+        if self.cast and self._is_part(name, func, args): return func(*args, **kwargs)
+        if self.cast and name=='embedding' and id(args[0]) not in self.exact: return self._out(func(*args, **kwargs))
+        if self.cast:
+            args = [self._operand(a, i) if name in _apart and isinstance(a, Tensor) else _each(self._operand, a) for i,a in enumerate(args)]
+            kwargs = _each(self._operand, kwargs)
+        found = func(*args, **kwargs)
+        out = _each(self._out, found) if self.cast else found
+        if self.dice is None: return out
+        return self._off(out, out.abs(), found.dtype) if name in _casts and _floats(found) and found.dtype in _wide else self._rounded(name, func, args, kwargs, out)
+
+    def _is_part(self, name, func, args):
+        "Is what comes out a part of a tensor of the network, to be taken to float64 where it is read?"
+        alias = func._schema.returns[0].alias_info if func._schema.returns else None
+        first = next((a for a in args if isinstance(a, Tensor)), None)
+        if alias is None or name in _casts or first is None or first.dtype not in _wide: return False
+        if alias.is_write: raise _Written(f'{name} writes to a tensor of the network')
+        return id(first) not in self.exact
+
+    def _out(self, o): return o.to(_wide[o.dtype]) if isinstance(o, Tensor) and o.dtype in _wide else o
+
+    def _operand(self, o, place=None):
+        "In float64; in memory that is used again, if `place` tells which operand of an operation it is."
+        if isinstance(o, torch.dtype): return o if o.is_floating_point and torch.finfo(o).eps > self.eps else _wide.get(o, o)
+        if not isinstance(o, Tensor) or o.dtype not in _wide: return o
+        wide = self._in_room(o, place) if place is not None and o.numel()>_small and _is_dense(o) else o.to(_wide[o.dtype], copy=True)
+        for where,value in self.exact.get(id(o), ()): wide[where] = value.to(wide.device)
+        return wide
+
+    def _in_room(self, t, place):
+        "To write to new memory takes longer than to compute."
+        room = self.room.get((place,t.device))
+        if room is None or len(room)<t.numel(): room = self.room[place,t.device] = torch.empty(t.numel(), dtype=torch.float64, device=t.device)
+        return room[:t.numel()].as_strided(t.shape, t.stride()).copy_(t)
+
+    def _rounded(self, name, func, args, kwargs, out):
+        "What comes out, give or take the rounding of a sum of such terms."
+        def _squares(o): return o.square() if _floats(o) else o
+        if name in _sums and _floats(out): sizes = func(*_each(_squares, args), **_each(_squares, kwargs)).clamp(min=0).sqrt()
+        elif name in _sums|_composed: sizes = _each(lambda o: o.abs() if _floats(o) else o, out)
+        else: return out
+        return type(out)(map(self._off, out, sizes)) if type(out) in (tuple,list) else self._off(out, sizes)
+
+    def _off(self, o, size, dtype=None):
+        "`o`, give or take eps times `size`."
+        if not _floats(o): return o
+        return o + (torch.randint(2, o.shape, generator=self.dice)*2-1).to(o.device)*size*torch.finfo(dtype or o.dtype).eps
+
+def _is_dense(t):
+    return t.is_floating_point() and (t.is_contiguous() or t.ndim==4 and t.is_contiguous(memory_format=torch.channels_last))
+
+# %% ../nbs/04b_verify.ipynb #ea2f5c76
+@contextmanager
+def _open(model):
+    "Let layers take inputs of another precision than that of their weights, and do what they do by their parts."
+    fast,recurrent = torch.backends.mha.get_fastpath_enabled(),[m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    torch.backends.mha.set_fastpath_enabled(False)
+    for m in recurrent: m.check_input = noop
+    try: yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for m in recurrent: del m.check_input
+
+def _named(o, path=()):
+    "All tensors in nested containers, with names."
+    if isinstance(o, Tensor): return [('output '+', '.join(map(repr, path)) if path else 'the output', o)]
+    items = o.items() if isinstance(o, Mapping) else enumerate(o if isinstance(o, (tuple,list)) else all_tensors(o))
+    return [t for k,v in items for t in _named(v, (*path,k))]
+
+# %% ../nbs/04b_verify.ipynb #89f7ef24
+@dataclass(frozen=True)
+class Channel:
+    "An output channel, and how far two networks differ in it."
+    error: float         # largest difference over the size of the channel, or over that at which 10 times the noise would be tolerated
+    output: str = ''     # name of the output
+    dim: int = None      # dimension along which the channels are; `None`: the output is one
+    number: int = 0      # which channel
+    difference: float = 0. # the largest one
+    size: float = 0.     # of the largest element
+    noise: float = None  # by how much rounding moves it, if that was measured
+
+    def __str__(self):
+        where = self.output if self.dim is None else f'channel {self.number} of {self.output}' + (f' along dimension {self.dim}' if self.dim>1 else '')
+        return where + (f', which is {self.size:.1e} at most, and off by {self.difference:.1e} where rounding makes {self.noise:.1e}' if self.noise is not None else '')
+
+def _channels(t):
+    "Dimension and elements, in rows, of the channels of an output."
+    if t.is_complex(): t = torch.view_as_real(t).flatten(-2)
+    dims = sorted({1, t.ndim-1}) if t.ndim>1 else [None]
+    return [(d, (t.reshape(1, -1) if d is None else t.movedim(d, 0).flatten(1)).double()) for d in dims]
+
+def _compare(
+    name:str,      # of the output
+    a:Tensor,      # what it should be
+    b:Tensor,      # what it is
+    noise:Tensor=None, # how far rounding moves it
+    tolerance:float=1e-10 # errors that are small
+) -> Channel: # the worst
+    "The channel of the largest difference, for its size; infinite if they differ in shape, or in where they are infinite or NaN."
+    if a.shape!=b.shape: return Channel(math.inf, name)
+    worst = Channel(0., name)
+    if not a.numel(): return worst
+    for (d,p),(_,q),n in zip(_channels(a), _channels(b), _channels(noise) if noise is not None else [None]*2):
+        finite = p.isfinite()
+        same = ((finite==q.isfinite()) & (finite | (p==q) | (p.isnan() & q.isnan()))).all(1)
+        diff,size = [torch.where(finite, t, 0).nan_to_num().abs().amax(1) for t in (p-q,p)]
+        least = size if n is None else size.maximum(n[1].nan_to_num().amax(1)*10/tolerance)
+        error = torch.where(diff>0, diff/least, 0.).where(same, torch.inf)
+        i = int(error.argmax())
+        if error[i] > worst.error or worst.dim is None:
+            worst = Channel(float(error[i]), name, d, i, float(diff[i]), float(size[i]), None if n is None or size[i]==least[i] else float(n[1][i].amax()))
+    return worst
+
+# %% ../nbs/04b_verify.ipynb #07caae31
 class Reference:
     "What a network gives out for several batches, to compare others with: in float64 if it runs in it."
     def __init__(self,
-        dense:nn.Module, # the network to agree with
+        dense:nn.Module, # the network to agree with; not copied, but for what it does not share with a copy
         sample           # an input, a tuple of inputs, or a dict of them by keywords, as it takes them
     ):
-        sample,self.cases = as_tuple(sample),[]
-        for self.dtype in (torch.float64,None):
-            model = copy_of(dense, self.dtype) if self.dtype else dense
-            try: self.cases = [case for choices in _batches(map_tensors(self._cast, sample)) if (case := self._first(model, choices))]
-            except Exception:
-                if self.dtype is None: raise
+        sample,self.worst,self.eps = as_tuple(sample),Channel(0.),torch.finfo(_precision(dense)).eps
+        for self.dtype,self.pieces,self.device in _ways(dense):
+            try: self.dense = self._net(dense)
+            except Exception: continue
+            self.cases,self.noises = [],{}
+            for choices in _batches(map_tensors(self._cast, sample)):
+                if (case := self._first(choices)) is None and not self.cases: break
+                self.cases += [case]*(case is not None)
             if self.cases: break
-        eps = torch.finfo(next((p.dtype for p in dense.parameters() if p.is_floating_point()), torch.float32)).eps
-        self.tolerance = max((100 if self.dtype else 1000)*eps, 1e-11) # what rounding may make, of what is stored in the model's precision or of all that is computed in it
+        self.tolerance = 1e-10 if self.dtype is torch.float64 else 10*torch.finfo(self.dtype or _precision(dense)).eps
 
-    def _cast(self, x): return x.to(self.dtype) if self.dtype and isinstance(x, Tensor) and x.is_floating_point() else x
+    def _cast(self, x):
+        if not isinstance(x, Tensor): return x
+        return x.to(self.device or x.device, self.dtype if self.dtype and x.is_floating_point() else x.dtype)
 
-    def _first(self, model, choices):
+    def _net(self, model, exact=None):
+        "What to compute instead of `model`, and what to put in the place of what was rounded."
+        if self.pieces: net = copy_of(model, shared=True)
+        elif self.dtype: net = copy_of(model, self.dtype)
+        else: return model,{}
+        if self.device: net = net.to(self.device)
+        tensors = _tensors(net)
+        exact = {id(tensors[k]):v for k,v in (exact or {}).items() if k in tensors}
+        if not self.pieces:
+            for t in tensors.values():
+                for where,value in exact.get(id(t), ()): t.data[where] = value.to(t)
+        return net,exact
+
+    def _run(self, net, xs, seed=None):
+        "The outputs of a network with their names, in evaluation mode."
+        net,exact = net
+        with ExitStack() as stack:
+            for c in (evaluating(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
+            torch.manual_seed(0)
+            if self.pieces or seed is not None: stack.enter_context(_InFloat64(exact, self.pieces, seed, self.eps))
+            with eagerly(): return _named(feed(net, xs))
+
+    def _first(self, choices):
         "The first of the choices that the network takes, and what it makes of it."
         for choice in choices:
-            try: return (xs := choice()),eval_outputs(model, xs)
+            try: return (xs := choice()),self._run(self.dense, xs)
             except Exception: continue
+
+    def noise(self,
+        i:int # number of the batch
+    ) -> list: # of tensors: for each element of the outputs the largest of three
+        "How far the outputs of the dense network move when its sums are rounded as in another order."
+        if i not in self.noises:
+            xs,wanted = self.cases[i]
+            runs = [self._run(self.dense, xs, seed) for seed in range(3)]
+            self.noises[i] = [self._moved(t, [run[j][1] for run in runs]) for j,(_,t) in enumerate(wanted)]
+        return self.noises[i]
+
+    def _moved(self, out, others):
+        "How far each element of an output moves, as far as that may be rounding: if half of the digits change, it is something else."
+        if not out.numel() or any(o.shape!=out.shape for o in others): return torch.zeros(out.shape, device=out.device)
+        most = torch.where(out.isfinite(), out.abs(), 0).double().max()*torch.finfo(self.dtype or _precision(self.dense[0])).eps**.5
+        return torch.stack([(o-out).abs().double() if out.is_floating_point() else (o!=out).double() for o in others]).amax(0).clamp(max=most)
 
     def error(self,
         small:nn.Module, # the network that should agree
-        inputs=noop      # function that makes its inputs from those of the other
+        inputs=noop,     # function that makes its inputs from those of the other
+        exact:dict=None  # by name of a tensor that was rounded: pairs of an index, and what belongs there in float64
     ) -> float: # infinite if it fails
-        "Largest difference of the outputs over the largest output, over several batches, in evaluation mode."
-        if self.dtype: small = copy_of(small, self.dtype)
-        worst = 0.
-        for xs,wanted in self.cases:
-            try: got = eval_outputs(small, selected(inputs, xs))
-            except Exception: return math.inf
-            worst = max([worst, *map(gap, wanted, got)]) if len(got)==len(wanted) else math.inf
-        return worst
+        "Largest error of an output channel, over several batches, in evaluation mode; which one it is stands in `worst`."
+        try: net = self._net(small, exact)
+        except Exception as e: self.worst = Channel(math.inf, f'an error: {e}')
+        else: self.worst = Channel(0.) if _well_stored(small, exact or {}) else Channel(math.inf, 'what is folded cannot be stored')
+        for i in range(len(self.cases)):
+            if self.worst.error <= self.tolerance: self.worst = max(self.worst, self._judge(i, net, inputs), key=lambda c: c.error)
+        return self.worst.error
+
+    def _judge(self, i, net, inputs):
+        "The worst channel of one batch."
+        xs,wanted = self.cases[i]
+        try: got = self._run(net, selected(inputs, xs))
+        except Exception as e: return Channel(math.inf, f'an error: {e}')
+        if len(got)!=len(wanted): return Channel(math.inf, f'{len(got)} outputs instead of {len(wanted)}')
+        def _worst(noise): return max((_compare(name, a, b, n, self.tolerance) for (name,a),(_,b),n in zip(wanted, got, noise)), key=lambda c: c.error, default=Channel(0.))
+        worst = _worst([None]*len(got))
+        return _worst(self.noise(i)) if worst.error > self.tolerance and worst.difference > 0 else worst
+
+def _tensors(model): return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+def _precision(model): return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+def _ways(model):
+    "How to compute a network, best first: in which precision, piece by piece or a copy of it, and on which device if not on its own."
+    devices = {t.device.type for t in _tensors(model).values()}
+    if 'mps' not in devices: yield torch.float64,True,None # which knows no float64
+    if devices-{'cpu'}: yield torch.float64,True,'cpu'
+    if 'mps' not in devices: yield torch.float64,False,None
+    if _precision(model) in (torch.float16,torch.bfloat16): yield torch.float32,False,None
+    yield None,False,None
+
+def _well_stored(model, exact):
+    "Has rounding changed what is folded by no more than a few eps?"
+    tensors = _tensors(model)
+    for name,pairs in exact.items():
+        if (t := tensors.get(name)) is None: continue
+        info = torch.finfo(t.dtype)
+        for where,value in pairs:
+            off = (t.detach()[where].double().cpu()-value.cpu()).abs()
+            if not (off <= 4*info.eps*value.cpu().abs() + info.tiny*info.eps).all(): return False
+    return True

@@ -2,7 +2,8 @@
 import shutil
 from copy import deepcopy
 import pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Datasets, Learner, set_seed
+from fastai.vision.all import TensorImage, TensorMask, unet_learner
 from torch import nn
 from torchvision import models
 from fasterprune.all import *
@@ -188,6 +189,56 @@ def test_a_file_that_says_something_else_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r'differs from it by 5.0e-01 of the largest output at batch size 4: nothing was written'):
         small_of(nn.Sequential(nn.Linear(8, 8), Noisy())).to_onnx(tmp_path/'small.onnx', torch.randn(4, 8))
     assert not list(tmp_path.iterdir())
+
+# ---- what it is shown
+
+def test_onnx_of_a_network_that_knows_its_sample(tmp_path):
+    net,c,xs = condensed('pair')
+    assert [tuple(x.shape) for x in c.sample]==[(2,6),(2,4,9)]
+    c.save(tmp_path/'c.safetensors')
+    for cc in (c, load_condensed(tmp_path/'c.safetensors', pair()[0]), deepcopy(c)): # deep copies and files hold no data
+        batch = other(xs, 5)
+        assert far(outputs(net, batch), onnx_outputs(cc.to_onnx(tmp_path/'c.onnx'), batch)) <= 1e-4
+    with pytest.raises(ValueError, match='it is not known which batches of tensors'): Condensed(nn.Linear(2, 2), InputSelector([None]), None).to_onnx(tmp_path/'d.onnx')
+
+class Words(nn.Module):
+    def __init__(self): super().__init__(); self.e,self.a,self.b = nn.Embedding(9, 8),nn.Linear(8, 8),nn.Linear(8, 3)
+    def forward(self, ids, weights=None, scale=None): return self.b((self.a(self.e(ids)*weights[...,None])*(2 if scale else 1)).relu())
+
+@pytest.mark.parametrize('dynamo', [True, False])
+def test_onnx_of_a_batch_by_keywords(dynamo, tmp_path):
+    net,batch = Words().eval(),dict(weights=torch.rand(4, 5), scale=True, ids=torch.randint(0, 9, (4, 5)))
+    with torch.no_grad(): net.a.weight[:4],net.a.bias[:4] = 0,0
+    c = Condenser(net, batch).condense()
+    path = c.to_onnx(tmp_path/'w.onnx', dynamo=dynamo)
+    s = session(path)
+    assert [i.name for i in s.get_inputs()]==['weights','ids']
+    for n in (1, 3):
+        b = dict(weights=torch.rand(n, 5), ids=torch.randint(0, 9, (n, 5)))
+        with evaluating(net): wanted = net(**b, scale=True)
+        assert far([wanted], [torch.from_numpy(o) for o in s.run(None, {k:v.numpy() for k,v in b.items()})]) <= 1e-4
+
+def unet(folder):
+    items = [(torch.randn(3, 32, 32),torch.randint(0, 3, (32, 32))) for _ in range(4)]
+    dls = Datasets(range(4), [[lambda i: TensorImage(items[int(i)][0])],[lambda i: TensorMask(items[int(i)][1])]]).dataloaders(bs=2, num_workers=0, device='cpu')
+    dls.c = 3
+    return unet_learner(dls, models.resnet18, n_out=3, pretrained=False, loss_func=CrossEntropyLossFlat(axis=1), path=folder)
+
+def test_onnx_of_a_unet_and_what_a_failure_leaves(tmp_path):
+    "Its features go from hook to hook: what they store is as it was, so that the Learner can still be exported."
+    learn = unet(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    x = torch.randn(3, 3, 32, 32)
+    wanted = outputs(learn.model, (x,))[0].as_subclass(torch.Tensor)
+    stored,n = [h.stored for h in learn.model.sfs],[len(dl) for dl in learn.dls.loaders]
+    assert far([wanted], onnx_outputs(learn.to_onnx(tmp_path/'u.onnx'), (x,))) <= 1e-4
+    with pytest.raises(ValueError, match='DynamicUnet cannot be written as ONNX.*\n?.*Try') as e: learn.to_onnx(tmp_path/'u.onnx', dynamic_shapes='wrong')
+    assert '\x1b' not in str(e.value) and len(str(e.value).splitlines())==2
+    assert all(a is h.stored for a,h in zip(stored, learn.model.sfs)) and [len(dl) for dl in learn.dls.loaders]==n
+    learn.export('u.pkl')
+    assert [len(dl) for dl in learn.dls.loaders]==n and (tmp_path/'u.pkl').exists()
+    small = learn.condense()
+    assert small.condensed.to_onnx(tmp_path/'small.onnx', dynamo=False).exists()
 
 # ---- torch
 

@@ -690,3 +690,81 @@ def test_wrapped(wrap, tmp_path):
     learn.condensed.save(tmp_path/'small.safetensors')
     again = load_condensed(tmp_path/'small.safetensors', cnn().double())
     assert torch.equal(preds_of(again.model), preds_of(learn.model))
+
+# ---- whatever goes wrong, the training goes on
+
+class Attached(Callback):
+    "Hooks of its own, that keep what they see."
+    def before_fit(self):
+        def _back(m, grads, outs): self.seen.append(outs[0].shape[1])
+        self.seen,self.handles = [],[m.register_forward_hook(self.look) for m in self.model.modules() if isinstance(m, nn.Conv2d)]
+        self.handles += [m.register_full_backward_hook(_back) for m in self.model.modules() if isinstance(m, nn.Linear)]
+    def look(self, m, x, y): self.seen.append(y.shape[1])
+    def after_fit(self):
+        for h in self.handles: h.remove()
+
+def stats(): return ActivationStats(with_hist=True)
+@pytest.mark.parametrize('watch', [stats, Attached])
+def test_callbacks_with_hooks(watch):
+    "They lead to the learner, which cannot be copied; they go on to see the network, which shrinks."
+    both(cnn, more=[watch])
+    learn,cb = learner(),watch()
+    said = noted(lambda: fit(learn, filters(), shrinks(steps=2), cb))
+    assert not said and n_params(learn.model)<n_params(cnn())
+    if isinstance(cb, Attached): assert {12,16} & set(cb.seen[:4]) and set(cb.seen[-4:])=={5,6,3}
+    else: assert len(cb.stats)>=12 and all(s is not None and np.isfinite(s['mean']) for row in cb.stats for s in row)
+    assert not any(m._forward_hooks or m._backward_hooks for m in learn.model.modules())
+
+def noted(f):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        f()
+    return [str(w.message) for w in seen if 'trained as wide' in str(w.message)]
+
+def test_condensed_after_a_fit_that_left_its_hooks():
+    class Bang(Callback):
+        order = 99
+        def after_batch(self): raise KeyError('bang')
+    learn = learner()
+    fit(learn, filters(schedule='one_shot'))
+    with pytest.raises(KeyError): fit(learn, KeepZeros(), ActivationStats(), Bang())
+    assert any(m._forward_hooks for m in learn.model.modules())
+    small = learn.condense()
+    assert n_params(small.model)<n_params(learn.model) and not any(m._forward_hooks for m in small.model.modules())
+    fit(small, ActivationStats(), n=1)
+
+class CannotFollow(Callback):
+    order = 99
+    def cut(self, cuts, inputs): raise RuntimeError('no way')
+
+def breaks_at(monkeypatch, name):
+    "An error after a step of the edit has been done."
+    import fasterprune.shrinking as module
+    whole = getattr(module, name)
+    def _half(*args, **kwargs):
+        whole(*args, **kwargs)
+        raise KeyError('half done')
+    monkeypatch.setattr(module, name, _half)
+
+@pytest.mark.parametrize('step', ['cut', 'slice_state', 'select_dls', 'Condenser', *map(slow, ('check_state', 'shrink'))])
+def test_what_fails_halfway_is_undone(step, monkeypatch):
+    "The training is, to the bit, the one without: weights, optimizer, masks, data."
+    make,ends = mlp if step=='select_dls' else cnn,[]
+    def prune():
+        if make is mlp: return [SparsifyCallback(.5, 'neuron', criterion='updating_movement'), InputPruneCallback(.5)]
+        return [filters(criterion='updating_movement'), RegularizeCallback(1e-3, layers='0.0')]
+    for cut in (False, True):
+        if cut and step!='cut': breaks_at(monkeypatch, step)
+        learn = learner(make, opt_func=torchs(torch.optim.AdamW))
+        set_seed(1)
+        said = noted(lambda: fit(learn, *prune(), *[shrinks(steps=None if make is mlp else 3)]*cut, *[CannotFollow()]*cut*(step=='cut')))
+        assert len(said)==cut and (not cut or ('no way' if step=='cut' else 'half done') in said[0])
+        kept = [t for s in learn.opt.opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        ends.append([*learn.model.state_dict().values(), *kept, preds(learn)])
+        assert not hasattr(learn, 'condensed')
+    assert len(ends[0])==len(ends[1]) and all(torch.equal(a, b) for a,b in zip(*ends))
+    monkeypatch.undo()
+    small = learn.condense()
+    assert n_params(small.model)<n_params(learn.model)
+    fit(learn, *prune(), shrinks(), n=1) # another fit, in which nothing fails
+    assert n_params(learn.model)<n_params(make())
