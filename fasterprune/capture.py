@@ -348,7 +348,7 @@ def capture(
                 'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
-            if model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
+            if recorder is not _Recorder or model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
             if not apart: # or is it that the network does not bear numbers that are traced?
                 with suppress(_Failed, _DependsOnData): return _record(model, Tape(inputs=xs), whole, apart, recorder, traced=False)
             apart.add(model if module in apart else module)
