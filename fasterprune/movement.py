@@ -37,7 +37,7 @@ def _expanded_for_heads(graph, op, x, out, sizes):
     named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
     dims = [d for d,n in enumerate(named) if d and n is not None and n.exact and n.origins[0].attr is not None and (d<new or x.shape[d-new]==1<sizes[d])]
     ids = graph.fresh_along(out.shape, dims) if graph.of_inputs(x) or x.bare and any(_counts_heads(named[d].origins[0].attr) for d in dims) else None
-    if ids is None: return out
+    if ids is None or not out.ids.numel(): return out
     graph.pin(x.ids, f'repeated in {place(op)}')
     for d in dims: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
     return Signal(ids, out.const)
