@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fasterprune.capture import *
 from fasterprune.narrow import groups_of, gone_from
 from fasterprune.rules import *
-from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
+from fasterprune.rules import Norm, Param, Read, Signal, Size, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
 
 # %% ../nbs/02c_layers.ipynb #9d6011d2
 def outputs_first(
@@ -135,6 +135,9 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     x = graph.settled(x, op)
     ids,const,scale,shift = _affine(graph, x, weight, bias, 1)
     for param in (mean,var): graph.bind(param, 0, ids, 'follows')
+    alone = not (weight or bias or mean) and sum(c.name==op.place for c in graph.tape.calls)==1
+    if alone and getattr(graph.model.get_submodule(op.place), 'num_features', None)==len(ids):
+        graph.sizes.append(Size(op.place, 'num_features', ids)) # PyTorch warns of another number
     graph.join(ids, f'normed by {place(op)}')
     if own: out = torch.where(const.isnan() & (scale!=0), torch.nan, shift)
     else:

@@ -77,6 +77,7 @@ def test_segmentation_models_lose_filters(arch):
     condense(packages.smp(arch), torch.float64, by_keywords=False)
 
 @dtypes
+@pytest.mark.filterwarnings('error:.*num_features')
 @pytest.mark.parametrize('name', packages.monai)
 def test_monai_loses_filters(name, dtype):
     pytest.importorskip('monai')
