@@ -42,6 +42,7 @@ def check_model(
 ):
     "A `ValueError` if `model` is of a kind of which no layer can be cut: it says of which, and what to give."
     if type(model).__name__=='ExportedProgram': raise ValueError('the model is an ExportedProgram: its layers are not there any more. Give the `nn.Module` that it was exported from')
+    if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
     if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'the model is a ScriptModule ({type(model).__name__}), made by torch.jit.script or torch.jit.trace: its layers cannot '
         'be changed. Give the `nn.Module` that it was made from, and script or trace the small network')
     for n,m in model.named_modules():

@@ -92,7 +92,6 @@ class Condenser:
         store_attr('model,inputs,round_to,constants,expand')
         if not (isinstance(round_to, int) and round_to>0): raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         check_model(model, may_be_lazy=True)
-        if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
         self.sample = table_inputs(model, as_tuple(sample))
         check_copyable(model)
         self.tape,self.shape = watch(model, self.sample),_shape_of(model) # an error here rather than later

@@ -127,20 +127,24 @@ def apply_plan(
     exact:dict=None  # gets by name of a tensor what it would hold without rounding: pairs of an index and float64 values
 ) -> dict: # for each parameter or buffer that is cut, by name, the indices that are kept by dimension
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
-    for name in cut_layers(graph, plan): become_layer(model.get_submodule(name), (p := graph.plain[name]).options, p.weight, p.bias)
+    exact = {} if exact is None else exact
+    for name in cut_layers(graph, plan): _become_plain(model, name, graph.plain[name], exact)
     old = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    new,slices,exact = {},{},{} if exact is None else exact
+    new,slices = {},{}
     for (name,dim),units in graph.bound.items():
         if name in old and not plan.keep[units].all():
             slices.setdefault(name, {})[dim] = kept = plan.keep[units].nonzero()[:,0]
             new[name] = new.get(name, old[name].data).index_select(dim, kept.to(old[name].device))
+            if name in exact: exact[name] = [(where, v.index_select(dim, kept)) for where,v in exact[name]]
     dead = dead_modules(graph, plan)
     for r in {r.weight:r for r in graph.reads}.values():
         if r.layer not in dead: _fold(r, plan, new, old, exact) # what it gives out as a constant has everything in it
     _narrow_modules(model, graph, plan)
     for m in {m.layer:m for m in graph.norms if m.known}.values():
         name,stays = f'{m.layer}.{m.known.weight}',plan.keep[m.units]
-        if not stays.all(): new[name] = m.known.scaled(new[name], len(stays), int(stays.sum())).to(new[name].dtype)
+        if stays.all(): continue
+        scaled = m.known.scaled(new[name], len(stays), int(stays.sum()))
+        new[name],exact[name] = scaled.to(new[name].dtype),[(slice(None), scaled)]
     put_tensors(model, new)
     for layer,units in graph.heads.items():
         if any(k.rpartition('.')[0] in (layer, f'{layer}.out_proj'.lstrip('.')) for k in slices): narrow_attention(model.get_submodule(layer), int(plan.keep[units].sum()))
@@ -152,6 +156,12 @@ def apply_plan(
         if order!=list(range(int(plan.keep[b.cols].sum()))): become_wide(model.get_submodule(b.layer), b.dim, order, fill)
     left = {n for f in (model.named_parameters,model.named_buffers) for n,_ in f(remove_duplicate=False)}
     return {k:v for k,v in slices.items() if k in left}
+
+def _become_plain(model, name, known, exact):
+    "Turn a layer whose weight is computed into a plain one; what is rounded is noted in `exact`."
+    become_layer(model.get_submodule(name), known.options, known.weight, known.bias)
+    owner = '.'.join(n for n in (name,known.options['inner']) if n)
+    exact.update({f'{owner}.{k}'.lstrip('.'):[(slice(None), v)] for k,v in (('weight',known.weight),('bias',known.bias)) if v is not None})
 
 def cut_layers(graph, plan):
     "Names of the layers whose weight is computed and of which something goes: they become plain ones."
@@ -184,7 +194,8 @@ def _fold(r, plan, new, old, exact):
 def _add(new, old, name, where, extra, exact):
     "Add to a tensor, in float64; what that makes, and is rounded, is noted in `exact`."
     t,known = new.get(name, old[name].data).clone(),exact.setdefault(name, [])
-    value = next((v for w,v in known if w==where), t[where].double()) + extra.to(t.device)
+    whole = next((v for w,v in known if w==slice(None)), t)
+    value = next((v for w,v in known if w==where), whole[where].double()).to(t.device) + extra.to(t.device)
     known[:] = [(w,v) for w,v in known if w!=where] + [(where,value)]
     t[where],new[name] = value.to(t.dtype),t
 

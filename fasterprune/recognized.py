@@ -208,7 +208,7 @@ def find_plain_layer(
     if any(t is own for j,o in enumerate(tape.ops) if j not in calls for t in tensors_in([o.args,o.kwargs])): return None # someone else takes it, too
     for dtype in (torch.float64,None): # in its own precision, if it runs in no other
         try:
-            wide,y = copy_of(m, dtype).eval(),x[:1].to(dtype or x.dtype)
+            wide,y = copy_of(m, dtype).eval(),_larger(x, 0)[:1].to(dtype or x.dtype)
             out,exact = _run_layer(wide, y, op.name)
             options = next((o for o in _candidates(op, inside[:-1], inner) if _agrees(wide, o, exact, y, out, len(inside)>1)), None)
             if options is None: return None
