@@ -160,6 +160,7 @@ def elementwise(self:Graph, op, tensors):
     "Units of what comes of `tensors` element by element, and the constants of each of them, ready to be broadcast."
     n = len(op.out.shape)
     xs = [(s := self.signal(t)).moved(lambda t: t[(None,)*(n-len(s.shape))]) for t in tensors]
+    xs = [self._held(x, [o for o in xs if o.neutral]) for x in xs]
     lively = [x for x in xs if not x.neutral]
     split = [d for d in range(n) if any(x.varies(d) for x in lively)]
     def _repeated(x): # read by many units, and not cut with them
@@ -177,6 +178,17 @@ def elementwise(self:Graph, op, tensors):
         if ids.shape[d]>1 and any(not x.varies(d) for x in whole): ids = ids.narrow(d, 0, 1)
     ids = ids.expand(op.out.shape)
     return [ids, *[distinct(x.const) for x in xs]]
+
+@patch
+def _held(self:Graph, x, constants):
+    "`x`, whole along dimensions in which constants are of fixed size, if it is a parameter that may be cut along others."
+    dims = [d for d in range(len(x.shape)) if x.varies(d)] if x.bare else []
+    held = [d for d in dims if any(c.shape[d]>1 for c in constants)]
+    for d in held if len(held)<len(dims) else []:
+        first = x.ids.narrow(d, 0, 1)
+        self.tie(first, x.ids)
+        x = Signal(first.expand(x.shape), x.const, True)
+    return x
 
 @patch
 def _branch(self:Graph, op, xs):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fasterprune.capture import *
 from fasterprune.narrow import groups_of, gone_from
 from fasterprune.rules import *
-from fasterprune.rules import Norm, Param, Read, Signal, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
+from fasterprune.rules import Norm, Param, Read, Signal, Size, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
 
 # %% ../nbs/02c_layers.ipynb #9d6011d2
 def outputs_first(
@@ -136,6 +136,9 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     x = graph.settled(x, op)
     ids,const,scale,shift = _affine(graph, x, weight, bias, 1)
     for param in (mean,var): graph.bind(param, 0, ids, 'follows')
+    alone = not (weight or bias or mean) and sum(c.name==op.place for c in graph.tape.calls)==1
+    if alone and getattr(graph.model.get_submodule(op.place), 'num_features', None)==len(ids):
+        graph.sizes.append(Size(op.place, 'num_features', ids)) # PyTorch warns of another number
     graph.join(ids, f'normed by {place(op)}')
     if own: out = torch.where(const.isnan() & (scale!=0), torch.nan, shift)
     else:
@@ -145,10 +148,26 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     return Signal(x.ids, spread(out, 1, x.shape))
 
 # %% ../nbs/02c_layers.ipynb #963a9f24
+def within(x, dim):
+    "Are the elements along `dim` parts of the same unit, such as a head?"
+    return not x.varies(dim) and any(x.varies(d) for d in range(len(x.shape)))
+
+def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
+    "The signal after a norm within each unit: nothing of its parameters can go."
+    for p in (weight,bias):
+        if p: graph.fix(p, f'read for each unit by {p.layer}')
+    if x.const.isnan().all(): return x.unknown()
+    scale,shift = offset+(weight.double() if weight else 1.),bias.double() if bias else 0.
+    c = x.const.movedim(dim, -1)
+    c = c - c.mean(-1, keepdim=True)*centered
+    out = torch.where((c==0).all(-1, keepdim=True), shift, c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift)
+    return Signal(x.ids, out.expand(c.shape).movedim(-1, dim))
+
 def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None, groups=1):
     "The signal after a norm over groups of the units along `dim`."
     if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
     x = graph.settled(x, op)
+    if groups==1 and module is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
     ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
     at,then = graph.norm_dim(op, ids)

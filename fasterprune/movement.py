@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fasterprune.capture import *
 from fasterprune.origins import origins_of
 from fasterprune.rules import *
-from fasterprune.rules import Param, Signal, aten, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, spread, uniform
+from fasterprune.rules import Param, Signal, agreeing, aten, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, spread, uniform
 from fasterprune.layers import *
 
 # %% ../nbs/02d_movement.ipynb #4522d6c0
@@ -37,7 +37,7 @@ def _expanded_for_heads(graph, op, x, out, sizes):
     named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
     dims = [d for d,n in enumerate(named) if d and n is not None and n.exact and n.origins[0].attr is not None and (d<new or x.shape[d-new]==1<sizes[d])]
     ids = graph.fresh_along(out.shape, dims) if graph.of_inputs(x) or x.bare and any(_counts_heads(named[d].origins[0].attr) for d in dims) else None
-    if ids is None: return out
+    if ids is None or not out.ids.numel(): return out
     graph.pin(x.ids, f'repeated in {place(op)}')
     for d in dims: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
     return Signal(ids, out.const)
@@ -147,21 +147,40 @@ def _glu(graph, op, x, dim=-1):
     out = torch.where(a.const==0, 0., a.const*b.const.sigmoid())
     return Signal(a.ids, compact(out))
 
-@rule('index', 'index_select', 'gather', 'take_along_dim')
+@rule('index', 'index_select')
 def _index(graph, op, x, *args):
-    if op.name in ('gather','take_along_dim'): return barrier(graph, op, x, args)
-    indices = list(args[0]) if op.name=='index' else [*[None]*(args[0]%len(op.args[0].shape)), args[1]]
-    known = [i if i is None or isinstance(i, Tensor) else i.value if isinstance(i, Param) else i.const for i in indices]
-    if any(i is not None and i.is_floating_point() and i.isnan().any() for i in known): return barrier(graph, op, x, indices)
-    indices = [i.long() if i is not None and i.is_floating_point() else i for i in known]
-    param,x = x,graph.signal(x)
-    if any(i is not None and i.dtype==torch.bool for i in indices): return barrier(graph, op, x)
-    dims = [d for d,i in enumerate(indices) if i is not None]
-    for d in dims:
-        if isinstance(param, Param): graph.fixed.add((param.name, param.dims[d]))
-        elif x.varies(d): graph.pin(x.ids, f'picked by numbers in {place(op)} at {op.line}')
-    at = [None if i is None else i.cpu() for i in indices]
+    n = len(op.args[0].shape)
+    indices,dtypes = [list(i[0]) if op.name=='index' else [*[None]*(i[0]%n), i[1]] for i in (args,op.args[1:])]
+    if any(i is not None and i.dtype==torch.bool for i in dtypes): return barrier(graph, op, x, indices)
+    param,x,at = x,graph.signal(x),[]
+    for d,i in enumerate(indices):
+        value = i.value if isinstance(i, Param) else i.const if isinstance(i, Signal) else i
+        if i is not None:
+            if isinstance(param, Param): graph.fixed.add((param.name, param.dims[d]))
+            if isinstance(i, Signal) and value.isnan().any(): # not known, so it should not matter
+                if x.varies(d) and not x.bare: return barrier(graph, op, x, indices)
+                graph.pin(i.ids, f'picks in {place(op)}')
+                x,value = _any_along(graph, x, d, f'picked in {place(op)}'),torch.zeros_like(value)
+            elif x.varies(d) and not isinstance(param, Param): graph.pin(x.ids, f'picked by numbers in {place(op)} at {op.line}')
+        at.append(None if value is None else value.long().cpu())
     return x.moved(lambda t: aten.index(t, at))
+
+def _any_along(graph, x, d, why):
+    "The signal of `x` where it does not matter which index along a dimension is taken."
+    if x.varies(d): x = _one_along(graph, x, d, why)
+    const = torch.where(agreeing(x.const, d), distinct(x.const).narrow(d, 0, 1), torch.nan)
+    return Signal(x.ids, compact(const.expand(x.shape)))
+
+@rule('gather', 'take_along_dim')
+def _gather(graph, op, x, *args, **kwargs):
+    dim,index = args[:2] if op.name=='gather' else ((*args, kwargs.get('dim'))[1],args[0])
+    x,shape = graph.signal(x),op.out.shape
+    if dim is None or len(x.shape)!=len(shape) or graph.doubt(op): return barrier(graph, op, x, index)
+    dim %= len(shape)
+    if any(x.varies(d) and (d==dim or x.shape[d]!=shape[d]) for d in range(len(shape))): return barrier(graph, op, x, index)
+    graph.pin(graph.signal(index).ids, f'picks in {place(op)}')
+    part = tuple(slice(0, 1 if d==dim else n) for d,n in enumerate(shape))
+    return graph.guessed(op, _any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))
 
 # %% ../nbs/02d_movement.ipynb #4bf0ff51
 @rule('cat', 'concat', 'concatenate')

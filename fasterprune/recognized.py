@@ -18,6 +18,7 @@ from fasterprune.capture import *
 from fasterprune.narrow import *
 from fasterprune.rules import *
 from fasterprune.rules import Norm, Param, Signal, pointwise, rules, spread
+from fasterprune.layers import norm_within, within
 
 # %% ../nbs/02f_recognized.ipynb #3a5e8de2
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def _apply_root_norm(graph, call, known):
     def _param(name): return name and graph.param(m._parameters[name])
     weight,bias = _param(known.weight),_param(known.bias)
     x = graph.settled(graph.known(call.args[0]), Op('norm', (), {}, call.out, layer))
+    if within(x, known.dim): return norm_within(graph, x, weight, bias, known.dim, known.value, False, known.offset)
     ids,const = graph.along(x, known.dim)
     for p in (weight,bias): graph.bind(p, 0, ids)
     graph.join(ids, f'normed by {layer}')

@@ -4,7 +4,6 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 from collections import Counter
 from math import prod
 import torch
-from torch import nn
 
 class Pruned:
     "A network of which units die, one layer after the other, with the batch it takes. Each size of a parameter is reduced by what goes along with dead units."
@@ -78,7 +77,8 @@ def llama(attn, masked, cls='LlamaModel'):
 
 def gpt2(attn, masked, cls='GPT2Model'):
     import transformers as tf
-    config = tf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_inner=24, n_positions=16, attn_implementation=attn, use_cache=cls!='GPT2Model', bos_token_id=1, eos_token_id=2)
+    config = tf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_inner=24, n_positions=16, attn_implementation=attn,
+        use_cache=cls!='GPT2Model', bos_token_id=1, eos_token_id=2)
     net = lively(getattr(tf, cls)(config), input_ids=(tokens, 9), **masks(masked))
     for l in getattr(net.model, 'transformer', net.model).h:
         net.dead(torch.cat((two,two+32,two+64)), [l.attn.c_attn])
@@ -110,8 +110,9 @@ def vit(attn, masked=False):
 
 def whisper(attn, masked=False):
     from transformers import WhisperConfig, WhisperModel
-    config = WhisperConfig(vocab_size=50, num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=24,
-        decoder_ffn_dim=24, max_source_positions=10, max_target_positions=16, use_cache=False, attn_implementation=attn, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    config = WhisperConfig(vocab_size=50, num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=10, max_target_positions=16, use_cache=False, attn_implementation=attn,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
     net = lively(WhisperModel(config), input_features=(torch.randn, 8, 20), decoder_input_ids=(tokens, 7))
     for l in (*net.model.encoder.layers,*net.model.decoder.layers):
         for a in (l.self_attn,getattr(l, 'encoder_attn', None)):
@@ -123,10 +124,10 @@ transformers = dict(bert=bert, llama=llama, gpt2=gpt2, t5=t5, vit=vit, whisper=w
 
 # ---- timm
 
-def timm_swin(version=1):
+def timm_swin():
     import timm
-    sizes = dict(img_size=32, window_size=4, embed_dim=16, depths=(2,2), num_heads=(2,4), num_classes=7)
-    net = lively(timm.create_model('swin_tiny_patch4_window7_224', **sizes), x=(torch.randn, 3, 32, 32))
+    form = dict(img_size=32, window_size=4, embed_dim=16, depths=(2,2), num_heads=(2,4), num_classes=7)
+    net = lively(timm.create_model('swin_tiny_patch4_window7_224', **form), x=(torch.randn, 3, 32, 32))
     for b in [b for l in net.model.layers for b in l.blocks]:
         _joint_heads(net, b.attn)
         net.goes(b.attn.num_heads//2, (b.attn.relative_position_bias_table, 1))

@@ -2,7 +2,7 @@
 import pytest, torch
 from fasterprune.all import *
 import packages
-from packages import half, of_heads
+from packages import of_heads
 from zeros import gap
 
 @pytest.fixture(autouse=True)
@@ -48,13 +48,13 @@ def test_a_condensed_language_model_writes_the_same(make, cls):
     c = Condenser(model, dict(input_ids=ids, attention_mask=mask)).condense()
     assert c.report.params_after==net.right
     for use_cache in (True,False):
-        written = [m.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=use_cache, pad_token_id=0) for m in (model,c.model)]
+        how = dict(max_new_tokens=6, do_sample=False, use_cache=use_cache, pad_token_id=0)
+        written = [m.generate(input_ids=ids, attention_mask=mask, **how) for m in (model,c.model)]
         assert torch.equal(*written) and written[0].shape==(2,11)
 
 @pytest.mark.parametrize('fused', [True,False], ids=['fused','plain'])
 @pytest.mark.parametrize('name', ['swin','vit'])
-def test_timm_loses_heads_and_neurons(name, fused):
-    condense(_timm(name, fused), torch.float64, by_keywords=False)
+def test_timm_loses_heads_and_neurons(name, fused): condense(_timm(name, fused), torch.float64, by_keywords=False)
 
 def _timm(name, fused, **kwargs):
     timm = pytest.importorskip('timm')
@@ -77,6 +77,7 @@ def test_segmentation_models_lose_filters(arch):
     condense(packages.smp(arch), torch.float64, by_keywords=False)
 
 @dtypes
+@pytest.mark.filterwarnings('error:.*num_features')
 @pytest.mark.parametrize('name', packages.monai)
 def test_monai_loses_filters(name, dtype):
     pytest.importorskip('monai')
