@@ -1487,6 +1487,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fasterprune.verify._InFloat64._off': ('verify.html#_infloat64._off', 'fasterprune/verify.py'),
                                     'fasterprune.verify._InFloat64._operand': ('verify.html#_infloat64._operand', 'fasterprune/verify.py'),
                                     'fasterprune.verify._InFloat64._out': ('verify.html#_infloat64._out', 'fasterprune/verify.py'),
+                                    'fasterprune.verify._InFloat64._part': ('verify.html#_infloat64._part', 'fasterprune/verify.py'),
                                     'fasterprune.verify._InFloat64._rounded': ('verify.html#_infloat64._rounded', 'fasterprune/verify.py'),
                                     'fasterprune.verify._InFloat64._should_skip_dynamo': ( 'verify.html#_infloat64._should_skip_dynamo',
                                                                                            'fasterprune/verify.py'),

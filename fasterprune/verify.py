@@ -104,11 +104,12 @@ class _InFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name,kwargs = func.overloadpacket.__name__,kwargs or {}
-        if self.cast and self._is_part(name, func, args): return func(*args, **kwargs)
+        if self.cast and self._is_part(name, func, args): return self._part(func, args, kwargs)
         if self.cast and name=='embedding' and id(args[0]) not in self.exact: return self._out(func(*args, **kwargs))
         if self.cast:
             args = [self._operand(a, i) if name in _apart and isinstance(a, Tensor) else _each(self._operand, a) for i,a in enumerate(args)]
             kwargs = _each(self._operand, kwargs)
+        if name in ('linear','matmul') and args[0].ndim>2: args = [args[0].contiguous(), *args[1:]] # or else PyTorch multiplies each row by itself
         found = func(*args, **kwargs)
         out = _each(self._out, found) if self.cast else found
         if self.dice is None: return out
@@ -120,7 +121,11 @@ class _InFloat64(TorchDispatchMode):
         first = next((a for a in args if isinstance(a, Tensor)), None)
         if alias is None or name in _casts or first is None or first.dtype not in _wide: return False
         if alias.is_write: raise _Written(f'{name} writes to a tensor of the network')
-        return id(first) not in self.exact
+        return True
+
+    def _part(self, func, args, kwargs):
+        if not any(id(a) in self.exact for a in args if isinstance(a, Tensor)): return func(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad(): return func(*_each(self._operand, args), **kwargs) # PyTorch will take it for a view of the parameter
 
     def _out(self, o): return o.to(_wide[o.dtype]) if isinstance(o, Tensor) and o.dtype in _wide else o
 

@@ -1,4 +1,5 @@
 "Zeros made in four ways, in networks whose dead units still emit constants: `zeroed` takes any network and the name of one of `ways`."
+from copy import deepcopy
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,6 +70,21 @@ def settle(model, x):
     hooks = [m.register_forward_pre_hook(_near) for m in model.eval().modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     model(x)
     for h in hooks: h.remove()
+    return model
+
+@torch.no_grad()
+def reordered(model, x):
+    "A copy of `model` whose layers sum up in reverse order: those that are called, and not depthwise or grouped."
+    model,called = deepcopy(model).eval(),set()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) or isinstance(m, _ConvNd) and m.groups==1 and not m.transposed]
+    hooks = [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in layers]
+    model(x)
+    for h in hooks: h.remove()
+    for m in called:
+        dim = -1 if isinstance(m, nn.Linear) else 1
+        if isinstance(m.weight, nn.Parameter): m.weight.data = m.weight.flip(1)
+        else: continue
+        m.register_forward_pre_hook(lambda m, args, dim=dim: (args[0].flip(dim),))
     return model
 
 def half(n): return torch.randperm(n)[:n//2]
