@@ -934,6 +934,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fasterprune.recognized._numbers': ('recognized.html#_numbers', 'fasterprune/recognized.py'),
                                         'fasterprune.recognized._of_zeros': ('recognized.html#_of_zeros', 'fasterprune/recognized.py'),
                                         'fasterprune.recognized._others': ('recognized.html#_others', 'fasterprune/recognized.py'),
+                                        'fasterprune.recognized._own': ('recognized.html#_own', 'fasterprune/recognized.py'),
                                         'fasterprune.recognized._owner': ('recognized.html#_owner', 'fasterprune/recognized.py'),
                                         'fasterprune.recognized._parts': ('recognized.html#_parts', 'fasterprune/recognized.py'),
                                         'fasterprune.recognized._root_norm': ('recognized.html#_root_norm', 'fasterprune/recognized.py'),

@@ -220,13 +220,15 @@ def find_plain_layer(
             options = next((o for o in _candidates(op, inside[:-1], inner) if _agrees(wide, o, exact, y, out, len(inside)>1)), None)
             if options is None: return None
             bias = _bias_of(exact)
-            return PlainLayer(options, exact.args[1].double().cpu(), None if bias is None else bias.double().cpu(), _others(m, own, options), *_zeros_stay(wide, op, y, inner))
+            return PlainLayer(options, _own(exact.args[1]), None if bias is None else _own(bias), _others(m, own, options), *_zeros_stay(wide, op, y, inner))
         except (ValueError, RuntimeError, TypeError, AttributeError): continue
 
 def _owner(m, shape):
     "Name of the module in `m` that has the weight, empty if it is `m` itself, and the weight."
     found = [(n, p.weight) for n,p in m.named_modules() if isinstance(p._parameters.get('weight'), nn.Parameter) and p.weight.shape==shape]
     return found[0] if found and (not found[0][0] or len(found)==1) else ('',None)
+
+def _own(t): return t.double().cpu().clone() # what was made in inference mode could not be trained
 
 def _bias_of(op): return op.args[2] if len(op.args)>2 else op.kwargs.get('bias')
 
