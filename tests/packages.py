@@ -75,6 +75,21 @@ def llama(attn, masked, cls='LlamaModel'):
         net.dead(half(24), (l.mlp.gate_proj,l.mlp.up_proj), [l.mlp.down_proj])
     return net
 
+def llama_stream(tied):
+    "Half of the residual stream is dead, from the embedding, which is the output layer if `tied`, through norms without a mean"
+    from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied, use_cache=False, bos_token_id=1, eos_token_id=2)
+    net = lively(LlamaForCausalLM(config), input_ids=(tokens, 9))
+    core,units = net.model.model,half(32)
+    with torch.no_grad(): core.embed_tokens.weight[:,units] = 0
+    for l in core.layers:
+        a,mlp = l.self_attn,l.mlp
+        net.dead(units, (a.o_proj,mlp.down_proj), (a.q_proj,a.k_proj,a.v_proj,mlp.gate_proj,mlp.up_proj))
+    norms = [n for l in core.layers for n in (l.input_layernorm,l.post_attention_layernorm)] + [core.norm]
+    net.goes(16, *[(n.weight, 0) for n in norms], (core.embed_tokens.weight, 1))
+    if not tied: net.goes(16, (net.model.lm_head.weight, 1))
+    return net
+
 def gpt2(attn, masked, cls='GPT2Model'):
     import transformers as tf
     config = tf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_inner=24, n_positions=16, attn_implementation=attn,

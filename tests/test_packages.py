@@ -38,6 +38,12 @@ def test_transformers_lose_heads_and_neurons(name, masked, attn, dtype):
     pytest.importorskip('transformers')
     condense(packages.transformers[name](attn, masked), dtype)
 
+@pytest.mark.parametrize('tied', [True,False], ids=['tied','apart'])
+def test_a_residual_stream_loses_units_through_norms_without_a_mean(tied):
+    pytest.importorskip('transformers')
+    c = condense(packages.llama_stream(tied), torch.float32) # its norms compute in single precision, whatever it is stored in
+    assert c.report.max_error <= 1e-10
+
 @pytest.mark.parametrize('make,cls', [(packages.llama,'LlamaForCausalLM'),(packages.gpt2,'GPT2LMHeadModel')], ids=['llama','gpt2'])
 def test_a_condensed_language_model_writes_the_same(make, cls):
     pytest.importorskip('transformers')
