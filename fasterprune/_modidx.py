@@ -128,6 +128,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fasterprune.capture._Recorder.enter': ('capture.html#_recorder.enter', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.leave': ('capture.html#_recorder.leave', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.note': ('capture.html#_recorder.note', 'fasterprune/capture.py'),
+                                     'fasterprune.capture._Recorder.perform': ('capture.html#_recorder.perform', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.place': ('capture.html#_recorder.place', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.returns': ('capture.html#_recorder.returns', 'fasterprune/capture.py'),
                                      'fasterprune.capture._Recorder.shown': ('capture.html#_recorder.shown', 'fasterprune/capture.py'),

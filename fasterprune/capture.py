@@ -162,9 +162,11 @@ class _Recorder(TorchDispatchMode):
         if name in _leaving: self._leaves(args[0], varies)
         shown = args
         if name[-1]=='_' and name!='detach_' and torch.Tag.inplace_view in func.tags: name,shown = name[:-1],(self._before(args[0]),*args[1:]) # it has another shape from now on
-        out = func(*args, **kwargs)
+        out = self.perform(func, name, args, kwargs, varies)
         self.note(name, shown, kwargs, out, varies, '' if name in _plain else _line())
         return out
+
+    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     @property
     def place(self): return self.stack[-1][0] if self.stack else ''
@@ -285,7 +287,8 @@ def _as_exported():
 def capture(
     model:nn.Module, # the network
     sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
-    whole:tuple=()   # types of modules that count as one operation
+    whole:tuple=(),  # types of modules that count as one operation
+    recorder=_Recorder # what writes down
 ) -> Tape: # what it does
     "The operations of `model` on `sample`; a `ValueError` says what stands in the way."
     check_model(model, may_be_lazy=True)
@@ -295,28 +298,28 @@ def capture(
     apart = set() # what does not run while it is watched
     while True:
         tape = Tape(inputs=xs)
-        try: return _record(model, tape, whole, apart)
+        try: return _record(model, tape, recorder, whole, apart)
         except _DependsOnData as e:
             with suppress(ValueError):
                 if not torch.compiler.is_compiling():
-                    with _as_exported(): return capture(model, sample, whole)
+                    with _as_exported(): return capture(model, sample, whole, recorder)
             raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
                 'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
-            if model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
+            if recorder is not _Recorder or model in apart or not _runs(model, xs): raise _does_not_run(model, tape, error) from error
             apart.add(model if module in apart else module)
 
 class _Failed(Exception): pass
 
-def _record(model, tape, whole, apart):
+def _record(model, tape, recorder, whole, apart):
     "Run a network and write down what it does; `_Failed` with the module that is to blame."
     if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
         try:
             with evaluating(model): feed(model, tape.inputs)
         except Exception as e: raise _Failed(model, e) from e
     opaque = {*apart, *(m for m in model.modules() if isinstance(m, torch.jit.ScriptModule))}
-    recorder = _Recorder(model, tape, whole, opaque)
+    recorder = recorder(model, tape, whole, opaque)
     try:
         with evaluating(model), eagerly(), _unobserved(model), _untouched(model), torch.random.fork_rng(), torch.inference_mode(), _called_by_layers(recorder):
             for m in apart: m.forward = partial(_unwatched, m.forward)
