@@ -94,9 +94,12 @@ def tensors_in(
 ) -> list: # in their order
     "All tensors in nested containers."
     if isinstance(o, Tensor): return [o]
+    if type(o) in _atoms: return []
     if isinstance(o, Mapping): o = list(o.values())
     elif is_dataclass(o) and not isinstance(o, type): o = [getattr(o, f.name, None) for f in fields(o)]
     return [t for a in o for t in tensors_in(a)] if isinstance(o, (tuple,list)) else []
+
+_atoms = {type(None),bool,int,float,str,torch.dtype,torch.device} # most arguments of operations
 
 def is_dense(
     t:Tensor # any tensor

@@ -347,11 +347,12 @@ def _perform(self:Graph):
     for t in tensors_in(tape.seen): self.stored.setdefault(_storage(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
-    inside,made = recognize(self)
+    try: inside,made = recognize(self)
+    except Exception as e: inside,made = _failed('recognize', '', e) or (set(),{})
     for self.at,op in enumerate(tape.ops):
         if self.at not in inside: self._step(op)
         else: self._count(op)
-        if self.at in made: self.env[id(made[self.at][0])] = made[self.at][1]()
+        if self.at in made: self._step_whole(*made[self.at])
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
         for t in tensors_in(op.out): self.stored.setdefault(_storage(t), {})[id(t)] = t
@@ -439,10 +440,19 @@ def _by_rule(self:Graph, f, op, args, kwargs):
     "What a rule says; if it fails, which is a fault of ours, the operation is not analyzed."
     try: return f(self, op, *args, **kwargs)
     except Exception as e:
-        failed_rules.append((op.name, op.place, e))
+        _failed(op.name, op.place, e)
         return barrier(self, op, args, kwargs, why=f'whose rule fails ({type(e).__name__}: {e})')
 
+@patch
+def _step_whole(self:Graph, call, f):
+    "Perform a module that counts as one operation; if that fails, which is a fault of ours, the operations in it."
+    try: self.env[id(call.out)] = f()
+    except Exception as e:
+        _failed('forward', call.name, e)
+        for self.at in range(call.first, call.last): self._step(self.tape.ops[self.at])
+
 failed_rules = [] # operation, module and error of each rule that has failed since the start of the process
+def _failed(*what): failed_rules.append(what)
 
 # %% ../nbs/03_graph.ipynb #8ef06b73
 @patch

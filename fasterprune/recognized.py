@@ -409,7 +409,7 @@ def _memory(t): return t.untyped_storage().data_ptr()
 
 def _add(inside, made, call, f):
     inside.update(range(call.first, call.last))
-    made[call.last-1] = call.out,f
+    made[call.last-1] = call,f
 
 def _shared(graph, m, name):
     "Are parameters of a module used elsewhere, too?"

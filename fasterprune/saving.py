@@ -63,9 +63,11 @@ def save(self:Condensed,
 ) -> Path: # the path
     "Save the small network; an existing file is replaced only when the new one is complete."
     path = check_writable(path)
-    tensors = {f'model.{k}':v.detach().cpu().clone().contiguous() for k,v in self.model.state_dict().items()}
+    state = {k:v.detach().cpu() for k,v in self.model.state_dict().items()}
+    layouts = {k:str(v.layout).removeprefix('torch.') for k,v in state.items() if v.layout is not torch.strided} # sparse ones are written with their zeros
+    tensors = {f'model.{k}':(v.to_dense() if k in layouts else v).clone().contiguous() for k,v in state.items()}
     tensors.update({f'inputs.{k}':v.cpu().clone() for k,v in self.inputs.state_dict().items()})
-    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes, names=self.inputs.names, modules=self.blueprint,
+    blueprint = dict(format=_format, fasterprune=fasterprune.__version__, dense=self.dense, dims=self.inputs.dims, shapes=self.inputs.shapes, names=self.inputs.names, layouts=layouts, modules=self.blueprint,
         report=asdict(self.report))
     with replacing(path) as temp: save_file(tensors, temp, metadata=dict(blueprint=json.dumps(blueprint)))
     return path
@@ -103,6 +105,7 @@ def load_condensed(
         small,special = copy_of(model),blueprint['modules']
         if special['plain']: make_plain(small)
         if special.get('table'): cut_columns(small, special['table'])
+        for k,layout in blueprint.get('layouts', {}).items(): tensors[f'model.{k}'] = tensors[f'model.{k}'].to_sparse(layout=getattr(torch, layout))
         follow(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
         kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
         return Condensed(small, InputSelector(kept, blueprint.get('names')), CondenseReport(**blueprint['report']), there, special)

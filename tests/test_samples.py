@@ -278,6 +278,12 @@ def test_what_is_not_looked_into_stays_whole(cls, verify):
     assert c.report.params_after==cls.whole
     if cls in not_looked_into: assert any('not analyzed' in k['reason'] or 'used outside' in k['reason'] for k in c.report.kept), 'the report names it'
 
+@pytest.mark.parametrize('cls', (SparseBuffer,SparseAttribute,ScriptedLayer))
+def test_such_networks_are_saved(cls, tmp_path):
+    c,x = Condenser(cls().eval(), torch.randn(4, 6)).condense(),torch.randn(3, 6)
+    again = load_condensed(c.save(tmp_path/'c.safetensors'), cls().eval())
+    assert torch.equal(run(again.model, x), run(c.model, x)) and [b.layout for b in again.model.buffers()]==[b.layout for b in c.model.buffers()]
+
 @pytest.mark.parametrize('cls', (NumPy,NumPyList,WrittenByNumPy,Threads,OwnOperation))
 def test_what_comes_back_from_elsewhere_is_no_constant(cls):
     "With a layer behind it, of which all but one input is dead: were it taken for a constant, the layer would be replaced by what it gives out for the sample."
