@@ -1,6 +1,7 @@
 """Time and memory to condense large networks, half of whose hidden neurons are zero: each run in a process of its own, one thread, processor seconds.
-`--against PATH` measures another checkout of the package in turn with this one. Writes results/condense_size.csv."""
-import json, os, subprocess, sys, threading
+`--against PATH` measures another checkout of the package in turn with this one, `--runs 3` how often. Writes results/condense_size.csv."""
+import json, os, platform, subprocess, sys, threading
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import process_time, sleep
@@ -78,6 +79,10 @@ def measured(path, what, name):
 
 def commit(path): return subprocess.run(['git','rev-parse','--short','HEAD'], cwd=path, capture_output=True, text=True).stdout.strip()
 
+def circumstances():
+    cpu = next((l.partition(':')[2].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '')
+    return dict(seed=0, torch=version('torch'), torchvision=version('torchvision'), python=platform.python_version(), machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', cpu=cpu)
+
 def rows(paths, names, n):
     for name in names:
         runs = {p:[] for p in paths}
@@ -92,9 +97,10 @@ if __name__=='__main__':
     if '--run' in sys.argv: one(*sys.argv[-2:])
     else:
         import pandas as pd
-        from peers import quick, versions, write
-        paths = [root] + ([Path(sys.argv[sys.argv.index('--against')+1]).resolve()] if '--against' in sys.argv else [])
+        quick,paths = '--quick' in sys.argv,[root] + ([Path(sys.argv[sys.argv.index('--against')+1]).resolve()] if '--against' in sys.argv else [])
         names = [a for a in sys.argv[1:] if a in networks] or (['resnet50'] if quick else [*networks])
-        cpu = next((l.partition(':')[2].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '')
-        df = pd.DataFrame(rows(paths, names, 1 if quick else 3))
-        write(df.assign(**{k:v for k,v in versions().items() if k!='commit'}, cpu=cpu), 'condense_size')
+        df = pd.DataFrame(rows(paths, names, int(sys.argv[sys.argv.index('--runs')+1]) if '--runs' in sys.argv else 1 if quick else 3)).assign(**circumstances())
+        print(df.T)
+        path = root/'results'/'condense_size.csv'
+        if path.exists(): df = pd.concat([old[~(old.network.isin(names) & old.commit.isin(df.commit))] for old in [pd.read_csv(path)]] + [df])
+        if not quick: df.to_csv(path, index=False, float_format='%.6g')

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import nn
 from fasterprune.all import *
 from fasterprune.narrow import Constant
+from fasterprune.verify import Reference
 from fuzz_nets import cases, random_case, shortest, simple_cases
 from nets import as_tuple
 
@@ -46,6 +47,8 @@ def difference(case, verify):
     c = Condenser(net, x).condense(verify=verify)
     errors = [gap(net, c, x) for x in xs]
     assert max(errors) <= tolerance, f'errors {errors}'
+    reference = Reference(net, x)
+    assert reference.error(c.model, c.inputs) <= reference.tolerance==tolerance, f'{reference.worst}'
     assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()), 'the original was changed'
     assert c.report.params_after==sum(p.numel() for p in c.model.parameters()) <= c.report.params_before==sum(p.numel() for p in net.parameters())
     again = Condenser(c.model, c.inputs(x)).condense(verify=verify)
