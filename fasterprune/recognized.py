@@ -402,7 +402,7 @@ def recognize(
         used = {id(graph.tensors[n]) for n in (k.weight,*(n for n,_ in k.others))}
         if any(id(t) in used for j,o in enumerate(tape.ops) if j not in chains for t in tensors_in([o.args,o.kwargs])): continue # others take them, too
         inside.update([*k.ops,i])
-        made[i] = tape.ops[i].out,lambda i=i, k=k: _apply_elementwise(graph, tape.ops[i], k)
+        made[i] = Call(tape.ops[i].place, (), tape.ops[i].out, i, i+1),lambda i=i, k=k: _apply_elementwise(graph, tape.ops[i], k)
     return inside,made
 
 def _memory(t): return t.untyped_storage().data_ptr()
