@@ -217,8 +217,8 @@ def _own_memory(
 ):
     "Let a copy have its parameters and buffers in memory of its own."
     def _at(t): return t.untyped_storage().data_ptr()
-    theirs = {_at(t) for f in (other.parameters,other.buffers) for t in f()}
-    for t in [*model.parameters(),*model.buffers()]:
+    theirs = {_at(t) for f in (other.parameters,other.buffers) for t in f() if is_dense(t)}
+    for t in filter(is_dense, [*model.parameters(),*model.buffers()]):
         if _at(t) in theirs: t.data = t.detach().clone()
 
 @patch

@@ -430,7 +430,7 @@ def _step(self:Graph, op):
     if self.doubt(op) and self.at not in self.guesses and isinstance(found, Signal): self.guessed(op, found)
     outs = tensors_in(op.out)
     for t,s in zip(outs, found if isinstance(found, (list,tuple)) else [found]):
-        if in_place and s is not args[0]: self._in_place(op, t, s, args)
+        if in_place and s is not args[0] or op.name=='numpy': self._in_place(op, t, s, args) # whatever shares the memory may have been written to from elsewhere
         elif s is not None: self.env[id(t)] = s
 
 _most_bare = 1_000_000 # elements of parameters that are followed one by one
