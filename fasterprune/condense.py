@@ -160,7 +160,7 @@ def _try(self:Condenser, candidates):
     slices = apply_plan(model, graph, plan, exact)
     selector = InputSelector([selection(u, plan.keep) for u in graph.inputs], getattr(graph.tape.inputs, 'names', None))
     old = dict(self.plain.named_modules())
-    narrowed = {n for n,m in old.items() if type(m) is not type(_module_at(model, n))}
+    narrowed = {n for n,m in old.items() if type(m) is not type(new := _module_at(model, n)) and not isinstance(new, OpenSizes)}
     try: tape = watch(model, selected(selector, graph.tape.inputs))
     except ValueError as e: tape = getattr(e, 'tape', Tape()) # up to the error
     trial = Trial(model, selector, plan, slices, tape, narrowed, exact)

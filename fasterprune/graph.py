@@ -50,6 +50,7 @@ class Graph:
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
         self.cuts = {}      # number of each operation that takes a part -> units before its start
+        self.opened = []    # modules that read the size of a reshape from what comes in: name, number of dimensions, which is to be left open, and the units
         self.readings = {}  # number of each operation that can be read in several ways -> how many
         self.counted = {}   # (module, attribute, index) -> units that are as many as it says
         self.guesses = {}   # number of each operation that may not do what it seems to do -> units of what comes out
@@ -249,6 +250,11 @@ def note_size(self:Graph, op, units, number):
     "Note where the number of `units` stands: where it comes from, else in any attribute of the module that is as large."
     if number is not None and self.follow_size(number, units): return True
     self.sizes += [Size(op.place, k, units) for k,v in vars(self.model.get_submodule(op.place)).items() if type(v) is int and v==len(units)]
+
+@patch
+def open_at(self:Graph, op, out, d):
+    "Note that a module has to leave open the size of `out` along `d`, which its code reads from a shape that does not change."
+    if op.place and op.name in ('view','reshape'): self.opened.append((op.place, len(out.shape), d, out.ids))
 
 @patch
 def is_followed(self:Graph, number):
@@ -484,6 +490,7 @@ def _unite(self:Graph):
     self.bound = {k:units[ids] for k,ids in self.bound.items()}
     self.inputs = [None if ids is None else units[ids] for ids in self.inputs]
     self.guesses = {k:[_map(units, ids) for ids in outs] for k,outs in self.guesses.items()}
+    self.opened = [(*where, _map(units, ids)) for *where,ids in self.opened]
     self.heads,self.cuts = [{k:units[ids] for k,ids in d.items()} for d in (self.heads,self.cuts)]
     self.given = {k:replace(s, ids=_map(units, s.ids)) for k,s in self.given.items() if isinstance(s, Signal)}
     agreed = [self._agreed(r) for r in self.reads]

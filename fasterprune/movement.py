@@ -62,6 +62,7 @@ def _grown(graph, op, x, y):
     return Signal(y.ids, x.const.expand(shape))
 
 
+
 # %% ../nbs/02d_movement.ipynb #b395df62
 def _tied_parts(graph, x, dim, size, op):
     "Tie the first units of all parts of `size`, the second ones, and so on."
@@ -269,7 +270,12 @@ def _reshape(graph, op, x, *args):
     runs = [[d for d in run if shape[d]>1] for run in runs]
     runs = [split for split in runs if any(out.varies(d) for d in split)]
     ways = [_free_dims(graph, op, split, shape, open_at, named) for split in runs]
-    way = graph.reading(op, max(map(len, ways), default=1))
+    told = [_read_from_shapes(split, free[0], named) for split,free in zip(runs, ways)]
+    n_told = int(any(d is not None for d in told)) # once more, with a module that does not ask how wide its input is
+    way = graph.reading(op, max(map(len, ways), default=1)+n_told)
+    for split,free,d in zip(runs, ways, told):
+        if n_told and way==1 and d is not None: graph.open_at(op, out, d)
+    way = max(0, way-n_told)
     for split,free in zip(runs, ways):
         if graph.doubt(op): return barrier(graph, op, x, why='which splits a dimension' if len(split)>1 else 'with sizes that stand in the code')
         for d in split:
@@ -293,6 +299,11 @@ def _free_dims(graph, op, dims, shape, open_at, named):
         computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
         found = [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + computed[:1] + [dims[-1]]
     return [*dict.fromkeys(found)]
+
+def _read_from_shapes(dims, free, named):
+    "The dimension whose size is read from the shape of something else, and is not that along which units go, if there are several."
+    found = [d for d in dims if named[d] is not None and any(o.attr is None for o in named[d].origins) and (d!=free or len(dims)==1)]
+    return found[0] if len(found)==1 else None
 
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['own_sizes', 'put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
-           'narrow_attention', 'Widened', 'become_wide', 'Constant', 'geometry_of', 'replace_module', 'is_plain',
-           'SamePadded', 'Through', 'become_layer', 'make_plain', 'blueprint', 'follow']
+           'narrow_attention', 'Widened', 'become_wide', 'Reshaped', 'OpenSizes', 'become_open', 'Constant',
+           'geometry_of', 'replace_module', 'is_plain', 'SamePadded', 'Through', 'become_layer', 'make_plain',
+           'blueprint', 'follow']
 
 # %% ../nbs/04e_narrow.ipynb #6553f51f
+import math
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
+from torch.overrides import TorchFunctionMode
 
 from .capture import *
 
@@ -215,6 +218,40 @@ def become_wide(
     layer.dim,layer.fill = dim,fill
     layer.register_buffer('order', torch.tensor(order, device=next(layer.parameters()).device), persistent=False)
 
+# %% ../nbs/04e_narrow.ipynb #de339f79
+class Reshaped(TorchFunctionMode):
+    "Leaves sizes open where a reshape would fail."
+    def __init__(self,
+        dims:list # pairs of how many sizes are given and which of them is to be left open
+    ):
+        super().__init__()
+        self.dims = [tuple(d) for d in dims]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*(self._fitting(*args) if getattr(func, '__name__', '') in ('reshape','view') else args), **(kwargs or {}))
+
+    def _fitting(self, x, *sizes):
+        given = list(sizes[0]) if len(sizes)==1 and isinstance(sizes[0], (tuple,list)) else list(sizes)
+        if all(isinstance(s, int) for s in given) and -1 not in given and math.prod(given)!=x.numel():
+            for n,d in self.dims:
+                if len(given)==n and x.numel()%max(1, math.prod(given[:d]+given[d+1:]))==0: return x,(*given[:d],-1,*given[d+1:])
+        return x,*sizes
+
+class OpenSizes:
+    "A module that is narrower inside than the shapes from which it reads its sizes; a base to put before its class."
+    def forward(self, *args, **kwargs):
+        with Reshaped(self.open_dims): return super().forward(*args, **kwargs)
+
+    def __reduce__(self): return _new, (OpenSizes,type(self).__mro__[2]), self.__dict__
+
+def become_open(
+    m:nn.Module, # changed
+    dims:list    # pairs of how many sizes a reshape is given and which of them is to be left open
+):
+    "Let a module leave open the sizes of reshapes that would fail."
+    if not isinstance(m, OpenSizes): m.__class__,m.open_dims = _class_of(OpenSizes, type(m)),[]
+    m.open_dims = m.open_dims + [list(d) for d in dims if list(d) not in m.open_dims]
+
 # %% ../nbs/04e_narrow.ipynb #4d82d087
 class Constant(nn.Module):
     "Gives out the same for each item and position."
@@ -327,6 +364,7 @@ def blueprint(
         wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
         layers={n:m.plain_options for n,m in named.items() if 'plain_options' in vars(m)},
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
+        open={n:m.open_dims for n,m in named.items() if isinstance(m, OpenSizes)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
 
 def follow(
@@ -341,4 +379,5 @@ def follow(
     for n,norm in plan['norms'].items(): become_narrow(model.get_submodule(n), *norm)
     for n,(dim,order,fill) in plan['wide'].items(): become_wide(model.get_submodule(n), dim, order, fill)
     for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
+    for n,dims in plan.get('open', {}).items(): become_open(model.get_submodule(n), dims)
     for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)

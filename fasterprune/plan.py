@@ -152,6 +152,8 @@ def apply_plan(
     for name,(constant,value) in dead.items():
         replace_module(model, name, constant)
         exact[f'{name}.value'] = [(slice(None), value)]
+    for name,n,d,ids in graph.opened:
+        if not plan.keep[distinct(ids).flatten()].all(): become_open(model.get_submodule(name), [(n, d)])
     for b in graph.branches:
         order,fill = spread_out(b, plan)
         if order!=list(range(int(plan.keep[b.cols].sum()))): become_wide(model.get_submodule(b.layer), b.dim, order, fill)

@@ -164,14 +164,34 @@ def timm_vit():
         net.dead(half(b.mlp.fc1.out_features), [b.mlp.fc1], [b.mlp.fc2], bias=False)
     return net
 
+def timm_swinv2():
+    import timm
+    form = dict(img_size=32, window_size=4, embed_dim=16, depths=(2,2), num_heads=(2,4), num_classes=7)
+    net = lively(timm.create_model('swinv2_tiny_window8_256', **form), x=(torch.randn, 3, 32, 32))
+    for b in [b for l in net.model.layers for b in l.blocks]:
+        a = b.attn
+        units = of_heads(range(0, a.num_heads, 2), a.qkv.in_features//a.num_heads)
+        with torch.no_grad():
+            for p in (a.q_bias,a.v_bias): p[units] = 0
+        net.goes(len(units), (a.q_bias, 0), (a.v_bias, 0))
+        _joint_heads(net, a)
+        net.goes(a.num_heads//2, (a.logit_scale, 0), (a.cpb_mlp[-1].weight, 0))
+        net.dead(half(b.mlp.fc1.out_features), [b.mlp.fc1], [b.mlp.fc2], bias=False)
+    return net
+
 def timm_beit(**kwargs):
     import timm
     net = lively(timm.create_model('beit_base_patch16_224', img_size=32, embed_dim=32, depth=2, num_heads=4, num_classes=7, **kwargs), x=(torch.randn, 3, 32, 32))
     for b in net.model.blocks:
-        with torch.no_grad(): # dead, but welded to the width of the stream: what comes of them is given that of what came in
-            for p in (b.attn.q_bias,b.attn.v_bias): p[two] = 0
-            for i in range(3): b.attn.qkv.weight[two+32*i] = 0
+        a = b.attn
+        with torch.no_grad():
+            for p in (a.q_bias,a.v_bias): p[two] = 0
+        net.goes(16, (a.q_bias, 0), (a.v_bias, 0))
+        net.dead(torch.cat([two+32*i for i in range(3)]), [a.qkv])
+        net.dead(two, [], [a.proj])
+        if a.relative_position_bias_table is not None: net.goes(2, (a.relative_position_bias_table, 1))
         net.dead(half(b.mlp.fc1.out_features), [b.mlp.fc1], [b.mlp.fc2], bias=False)
+    if net.model.rel_pos_bias is not None: net.goes(2, (net.model.rel_pos_bias.relative_position_bias_table, 1)) # one for all blocks
     return net
 
 # ---- segmentation_models_pytorch, with a ResNet-18

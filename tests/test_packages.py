@@ -59,7 +59,7 @@ def test_a_condensed_language_model_writes_the_same(make, cls):
         assert torch.equal(*written) and written[0].shape==(2,11)
 
 @pytest.mark.parametrize('fused', [True,False], ids=['fused','plain'])
-@pytest.mark.parametrize('name', ['swin','vit'])
+@pytest.mark.parametrize('name', ['swin','swinv2','vit'])
 def test_timm_loses_heads_and_neurons(name, fused): condense(_timm(name, fused), torch.float64, by_keywords=False)
 
 def _timm(name, fused, **kwargs):
@@ -71,11 +71,9 @@ def _timm(name, fused, **kwargs):
 
 @pytest.mark.parametrize('shared', [True,False], ids=['shared','own'])
 @pytest.mark.parametrize('fused', [True,False], ids=['fused','plain'])
-def test_heads_that_the_code_welds_to_the_stream_stay_and_the_report_names_the_line(fused, shared):
-    # timm's BEiT reshapes what its heads make to the width of what came in: with half of the heads gone, that could not run
-    c = condense(_timm('beit', fused, use_rel_pos_bias=not shared, use_shared_rel_pos_bias=shared), torch.float64, by_keywords=False)
-    kept = [k for k in c.report.kept if k['layer'].endswith('attn.qkv')]
-    assert [k['units'] for k in kept]==[48,48] and all('beit.py' in k['reason'] and 'reshape(B, N, C)' in k['reason'] for k in kept), c.report
+def test_heads_that_are_reshaped_to_the_width_of_what_came_in(fused, shared):
+    # BEiT's `reshape(B, N, C)` could not run with half of the heads: the size is left open
+    condense(_timm('beit', fused, use_rel_pos_bias=not shared, use_shared_rel_pos_bias=shared), torch.float64, by_keywords=False)
 
 @pytest.mark.parametrize('arch', packages._decoders)
 def test_segmentation_models_lose_filters(arch):

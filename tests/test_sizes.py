@@ -1,10 +1,12 @@
 """Sizes in the code: those that stand in attributes, layers and shapes change with the units that they count, others do not.
 
 And heads of attention, however they are told apart, and whatever is done to each of them."""
+import pickle
+from copy import deepcopy
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from fasterprune.all import Condenser, Sparsifier
+from fasterprune.all import Condenser, Sparsifier, load_condensed
 from fasterprune.graph import Graph, failed_rules
 from nets import gap
 
@@ -383,3 +385,35 @@ def test_a_gate_for_each_position_does_not_tie_channels():
     xs = torch.randn(2, 3, 6, 6),torch.randn(2, 1, 6, 6)
     assert width(condensed(net, *xs), 'a')==[6]
     assert len(Graph(net.float(), xs).reads[0].rows.unique())==8
+
+# ---- sizes that are read from what comes in, which is wider
+
+class Classic(nn.Module):
+    "Attention as it is often written: what the heads make is given the width of the input."
+    def __init__(self, d=32, h=4):
+        super().__init__()
+        self.num_heads,self.scale,self.qkv,self.proj = h,(d//h)**-.5,dead(nn.Linear(d, 3*d), *first_rows),nn.Linear(d, d)
+    def forward(self, x):
+        B,N,C = x.shape
+        q,k,v = self.qkv(x).reshape(B, N, 3, self.num_heads, C//self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(((q*self.scale)@k.transpose(-2, -1)).softmax(-1).matmul(v).transpose(1, 2).reshape(B, N, C))
+
+def test_attention_that_is_reshaped_to_the_width_of_its_input(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 32), Classic(), Classic(), nn.Linear(32, 2))
+    c = condensed(net, torch.randn(3, 7, 6))
+    assert width(c, '1.qkv', '2.qkv')==[48,48] and c.model[1].num_heads==2 and isinstance(c.model[1], Classic)
+    x = torch.randn(2, 5, 6).double()
+    c.save(tmp_path/'c.safetensors')
+    for other in (load_condensed(tmp_path/'c.safetensors', net).model, deepcopy(c.model), pickle.loads(pickle.dumps(c.model)), torch.export.export(c.model, (x,)).module()):
+        torch.testing.assert_close(other(x), c.model(x))
+    c.model(x).sum().backward()
+    assert c.model[1].qkv.weight.grad.shape==(48,32)
+    with pytest.raises(RuntimeError): c.model(torch.randn(2, 5, 7).double())
+
+def test_what_is_wrong_without_heads_that_are_gone_is_still_an_error():
+    "A size is left open only where nothing else fits."
+    from fasterprune.narrow import Reshaped
+    with Reshaped([(3,2)]):
+        assert torch.zeros(2, 3, 4).reshape(2, 3, 8).shape==(2,3,4) and torch.zeros(2, 12).view(2, 3, 4).shape==(2,3,4)
+        for sizes in ((5,3,8), (2,24), (2,3,4,5)):
+            with pytest.raises(RuntimeError): torch.zeros(2, 3, 4).reshape(*sizes).shape[9]
