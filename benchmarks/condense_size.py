@@ -1,16 +1,17 @@
-"""Time and memory to condense large networks, half of whose hidden neurons are zero: each run in a process of its own, one thread, processor seconds.
+"""Time and memory to condense large networks, half of whose hidden neurons are zero: processor seconds of one thread, each run in a process of its own.
+
 `--against PATH` measures another checkout of the package in turn with this one, `--runs 3` how often. Writes results/condense_size.csv."""
 import json, os, platform, subprocess, sys, threading
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from time import process_time, sleep
+from time import process_time
 
 root = Path(__file__).resolve().parent.parent
 networks = dict(resnet50=64, convnext_large=224, vit_l_16=224)
 
 def network(name):
-    "The network of torchvision with random weights, half of the neurons zero in each MLP, or half of the filters in each block; and two images."
+    "A network of torchvision with random weights, half of the neurons of each MLP or of the filters of each block zero, and two images."
     import torch, torchvision
     from torch import nn
     torch.manual_seed(0)
@@ -34,11 +35,13 @@ def peak(f):
     def _resident(): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
     before,seen,done = _resident(),[0],threading.Event()
     def _watch():
-        while not done.is_set(): seen.append(_resident()); sleep(.002)
+        while not done.wait(.002): seen.append(_resident())
     watcher = threading.Thread(target=_watch)
     watcher.start()
     try: out = f()
-    finally: done.set(); watcher.join()
+    finally:
+        done.set()
+        watcher.join()
     return out,max(seen)-before
 
 def times(name):
@@ -46,8 +49,8 @@ def times(name):
     import torch
     from copy import deepcopy
     from fasterprune.condense import Condenser
-    from fasterprune.outcome import n_macs
-    from fasterprune.verify import Reference, as_tuple
+    from fasterprune.capture import as_tuple
+    from fasterprune.verify import Reference
     model,x = network(name)
     Condenser(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.randn(2, 2)).condense() # imports
     c,edit = timed(lambda: Condenser(model, x).condense(verify=False))
@@ -57,9 +60,11 @@ def times(name):
     (reference,error),verification = timed(_verify)
     c,everything = timed(lambda: Condenser(model, x).condense())
     dense,small,xs = deepcopy(model).double(),deepcopy(c.model).double(),[xs for xs,_ in reference.cases]
-    with torch.no_grad(): passes = sum(timed(lambda: m(*(as_tuple(c.inputs(*x)) if m is small else x)))[1] for x in xs for m in (dense,small))
+    calls = [(m,as_tuple(c.inputs(*x)) if m is small else x) for x in xs for m in (dense,small)]
+    with torch.no_grad(): passes = sum(timed(lambda: m(*x))[1] for m,x in calls)
+    items,r = ' '.join(f'{len(x[0])}x{x[0].shape[-1]}' for x in xs),c.report
     return dict(analysis_and_edit=edit, verification=verification, passes=passes, seconds=everything, over_passes=verification/passes,
-        items=' '.join(f'{len(x[0])}x{x[0].shape[-1]}' for x in xs), error=c.report.max_error, params=c.report.params_before, left=c.report.params_after)
+        items=items, error=r.max_error, params=r.params_before, left=r.params_after)
 
 def memory(name):
     "Peak memory beyond that of the model, over it."
@@ -81,7 +86,8 @@ def commit(path): return subprocess.run(['git','rev-parse','--short','HEAD'], cw
 
 def circumstances():
     cpu = next((l.partition(':')[2].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '')
-    return dict(seed=0, torch=version('torch'), torchvision=version('torchvision'), python=platform.python_version(), machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', cpu=cpu)
+    versions = dict(torch=version('torch'), torchvision=version('torchvision'), python=platform.python_version())
+    return dict(seed=0, **versions, machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', cpu=cpu)
 
 def rows(paths, names, n):
     for name in names:
@@ -97,10 +103,14 @@ if __name__=='__main__':
     if '--run' in sys.argv: one(*sys.argv[-2:])
     else:
         import pandas as pd
-        quick,paths = '--quick' in sys.argv,[root] + ([Path(sys.argv[sys.argv.index('--against')+1]).resolve()] if '--against' in sys.argv else [])
+        def _option(name, default=None): return sys.argv[sys.argv.index(name)+1] if name in sys.argv else default
+        quick,other = '--quick' in sys.argv,_option('--against')
+        paths = [root] + ([Path(other).resolve()] if other else [])
         names = [a for a in sys.argv[1:] if a in networks] or (['resnet50'] if quick else [*networks])
-        df = pd.DataFrame(rows(paths, names, int(sys.argv[sys.argv.index('--runs')+1]) if '--runs' in sys.argv else 1 if quick else 3)).assign(**circumstances())
+        df = pd.DataFrame(rows(paths, names, int(_option('--runs', 1 if quick else 3)))).assign(**circumstances())
         print(df.T)
         path = root/'results'/'condense_size.csv'
-        if path.exists(): df = pd.concat([old[~(old.network.isin(names) & old.commit.isin(df.commit))] for old in [pd.read_csv(path)]] + [df])
+        if path.exists():
+            old = pd.read_csv(path)
+            df = pd.concat([old[~(old.network.isin(names) & old.commit.isin(df.commit))], df])
         if not quick: df.to_csv(path, index=False, float_format='%.6g')

@@ -202,8 +202,12 @@ def test_onnx_of_a_network_that_knows_its_sample(tmp_path):
     with pytest.raises(ValueError, match='it is not known which batches of tensors'): Condensed(nn.Linear(2, 2), InputSelector([None]), None).to_onnx(tmp_path/'d.onnx')
 
 class Words(nn.Module):
-    def __init__(self): super().__init__(); self.e,self.a,self.b = nn.Embedding(9, 8),nn.Linear(8, 8),nn.Linear(8, 3)
-    def forward(self, ids, weights=None, scale=None): return self.b((self.a(self.e(ids)*weights[...,None])*(2 if scale else 1)).relu())
+    def __init__(self):
+        super().__init__()
+        self.e,self.a,self.b = nn.Embedding(9, 8),nn.Linear(8, 8),nn.Linear(8, 3)
+    def forward(self, ids, weights=None, scale=None):
+        h = self.a(self.e(ids)*weights[...,None])
+        return self.b((h*(2 if scale else 1)).relu())
 
 @pytest.mark.parametrize('dynamo', [True, False])
 def test_onnx_of_a_batch_by_keywords(dynamo, tmp_path):
