@@ -50,7 +50,7 @@ class Graph:
         self.given = {}     # name of each module that is called once -> `Signal` of what it gives out
         self.numeric = set() # numbers of operations in which a number of Python meets a constant
         self.cuts = {}      # number of each operation that takes a part -> units before its start
-        self.opened = []    # modules that read the size of a reshape from what comes in: name, number of dimensions, which is to be left open, and the units
+        self.opened = []    # reshapes to a size that a module reads from what comes in: the module, number of the operation, how many dimensions, which is to be left open, and the units
         self.readings = {}  # number of each operation that can be read in several ways -> how many
         self.counted = {}   # (module, attribute, index) -> units that are as many as it says
         self.guesses = {}   # number of each operation that may not do what it seems to do -> units of what comes out
@@ -254,7 +254,7 @@ def note_size(self:Graph, op, units, number):
 @patch
 def open_at(self:Graph, op, out, d):
     "Note that a module has to leave open the size of `out` along `d`, which its code reads from a shape that does not change."
-    if op.place and op.name in ('view','reshape'): self.opened.append((op.place, len(out.shape), d, out.ids))
+    if op.place and op.name in ('view','reshape'): self.opened.append((op.place, self.at, len(out.shape), d, out.ids))
 
 @patch
 def is_followed(self:Graph, number):

@@ -152,7 +152,7 @@ def apply_plan(
     for name,(constant,value) in dead.items():
         replace_module(model, name, constant)
         exact[f'{name}.value'] = [(slice(None), value)]
-    for name,n,d,ids in graph.opened:
+    for name,_,n,d,ids in graph.opened:
         if not plan.keep[distinct(ids).flatten()].all(): become_open(model.get_submodule(name), [(n, d)])
     for b in graph.branches:
         order,fill = spread_out(b, plan)
@@ -250,8 +250,13 @@ def wrong_guess(
         if op.name!=new.name: return _last_guess(graph, plan, i)
         if i in graph.guesses and any(tuple(t.shape)[1:]!=_left(ids, plan.keep)[1:] for t,ids in zip(tensors_in(new.out), graph.guesses[i])): return i
         if i in graph.cuts and _start(new)!=int(plan.keep[graph.cuts[i]].sum()): return i
-        if numbers_of(op)!=numbers_of(new) and i in graph.numeric: return i
+        if numbers_of(op)!=numbers_of(new):
+            opened = [at for place,at,*_ in graph.opened if place==op.place and at<i]
+            if opened and op.name in _computing: return opened[-1] # the module computes with how wide its input is
+            if i in graph.numeric: return i
     return _last_guess(graph, plan, before[len(after)][0]) if len(after)<len(before) else None if len(after)==len(before) else -1
+
+_computing = {'mul','div','add','sub','rsub','pow','rdiv','true_divide'}
 
 def _last_guess(graph, plan, stop):
     "The operation `stop`, or the last one before it, that is a guess, can be doubted more, and to which the plan matters; -1 if there is none."
