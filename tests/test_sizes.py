@@ -81,6 +81,11 @@ def test_a_rule_that_fails_is_a_barrier_with_a_name(monkeypatch):
     Sparsifier(net, 'neuron', 'local', sample=torch.randn(4, 6).double()).sparsify(.5)
     failed_rules.clear()
 
+def test_places_where_a_condition_holds():
+    net = Net(lambda m, x: m.b(h := m.a(x).relu()) + torch.where(h>0)[1].sum(), a=dead(nn.Linear(6, 8), 0, 1, 2), b=nn.Linear(8, 3))
+    n = len(failed_rules)
+    assert width(condensed(net, torch.randn(4, 6)), 'a')==[8] and len(failed_rules)==n
+
 # ---- parts of 16 channels, of which every second one is dead
 
 def parted(run, right=8, **attrs):
