@@ -696,6 +696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fasterprune.moments.settle': ('moments.html#settle', 'fasterprune/moments.py'),
                                      'fasterprune.moments.state_entries': ('moments.html#state_entries', 'fasterprune/moments.py')},
             'fasterprune.movement': { 'fasterprune.movement._any_along': ('movement.html#_any_along', 'fasterprune/movement.py'),
+                                      'fasterprune.movement._attended': ('movement.html#_attended', 'fasterprune/movement.py'),
                                       'fasterprune.movement._bounds': ('movement.html#_bounds', 'fasterprune/movement.py'),
                                       'fasterprune.movement._cat': ('movement.html#_cat', 'fasterprune/movement.py'),
                                       'fasterprune.movement._counts_heads': ('movement.html#_counts_heads', 'fasterprune/movement.py'),
