@@ -276,7 +276,7 @@ def _apply_plain_layer(graph, call, op, known):
     rows = graph.bound.get((own.name, dim))
     if rows is None: return out
     for k in known.others: graph.bind(p := graph.param(m.get_parameter(k)), p.value.shape.index(len(rows)), rows)
-    if not known.rows: graph.pin(rows, f'made by {layer}, in which zeros of the weight are computed as something else')
+    if not known.rows: graph.pin(rows[(known.weight.transpose(0, dim)!=0).flatten(1).any(1).repeat(len(rows)//known.weight.shape[dim])], f'made by {layer}, in which zeros of the weight are computed as something else')
     if not known.cols and graph.role.get((own.name, 1-dim))=='reads': graph.role[own.name,1-dim] = 'follows' # zeros there would be none
     return out
 

@@ -472,6 +472,17 @@ def test_zeros_that_are_computed_as_something_else_stay_and_are_named():
     with pytest.raises(ValueError, match='computed as something else'): Sparsifier(net, 'filter', layers='b', sample=randn(2, 3, 9, 9))
     assert len(condensed(net, randn(2, 3, 9, 9)).model.b.weight)==8
 
+def test_filters_that_are_computed_as_zeros_of_several_parameters_go_at_once():
+    class LowRank(nn.Conv2d):
+        def __init__(self):
+            super().__init__(6, 8, 3, padding=1)
+            self.p,self.q = nn.Parameter(torch.randn(8, 2)),nn.Parameter(torch.randn(2, 54))
+        def forward(self, x): return self._conv_forward(x, self.weight + (self.p@self.q).view_as(self.weight), self.bias)
+    net = standard(lambda i, o: LowRank())
+    with torch.no_grad(): net.b.p[[1,4,6]] = 0
+    net.a.bias.data[[0,5]] = -1
+    assert condensed(net, randn(2, 3, 9, 9)).model.b.weight.shape==(5,4,3,3)
+
 def test_filters_whose_weight_is_computed_are_sparsified_by_the_name_of_their_parameter():
     net,x = standard(computed['standard'], ()),randn(2, 3, 9, 9)
     s = Sparsifier(net, 'filter', 'local', sample=x)

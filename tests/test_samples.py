@@ -1,6 +1,6 @@
 "A network is shown a batch in any form that it takes; what cannot be seen in its pass stays whole and is named, and what cannot be cut is refused with the way out."
 import concurrent.futures, functools, threading
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
 import numpy as np, pytest, torch
@@ -318,6 +318,17 @@ def test_hidden_inputs_are_no_constants():
     c = Condenser(net, (torch.randn(4, 6), Box(torch.randn(1, 6)))).condense(verify=False)
     x,box = torch.randn(3, 6),Box(torch.randn(1, 6))
     torch.testing.assert_close(run(c.model, *c.inputs(x, box)), run(net, x, box))
+
+Pair = namedtuple('Pair', 'u v')
+
+def test_an_input_that_is_a_tuple_with_names():
+    class Takes(Base):
+        def forward(self, pair): return super().forward(pair.u+pair.v)
+    net = Takes().eval()
+    c = Condenser(net, (Pair(torch.randn(4, 6), torch.randn(4, 6)),)).condense()
+    pair = Pair(torch.randn(3, 6), torch.randn(3, 6))
+    assert len(c.model.a.weight)==4
+    torch.testing.assert_close(run(c.model, c.inputs(pair)), run(net, pair))
 
 # ---- what cannot be cut
 
