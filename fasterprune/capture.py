@@ -312,26 +312,22 @@ def _remembering(model):
     "Functions within reach of a network's code that remember what they gave out."
     held = [v for m in model.modules() for v in (*vars(m).values(), *m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     own = {c for t in {type(m) for m in model.modules()} for c in t.__mro__} | {v for v in held if type(v) is FunctionType}
-    modules,seen,found = [sys.modules.get(o.__module__) for o in own],set(),{id(v):v for v in held if type(v) is _Remembers}
+    names = frozenset(o.__module__ for o in own)
+    if (key := (names,len(sys.modules))) not in _within_reach or '__main__' in names: _within_reach[key] = _reached(names)
+    return [*_within_reach[key], *(v for v in held if type(v) is _Remembers)]
+
+_within_reach = {} # names of modules of Python, and how many there are in all -> functions
+
+def _reached(names):
+    "Functions that remember, in modules of Python and in those of what they use."
+    modules,seen,found = [sys.modules.get(n) for n in names],set(),{}
     while modules:
         if (module := modules.pop()) is None or module.__name__ in seen or module.__name__.partition('.')[0] in _elsewhere: continue
         seen.add(module.__name__)
-        functions,others = _within(module)
-        found.update({id(f):f for f in functions})
-        modules += others
+        for v in list(vars(module).values()):
+            found.update({id(f):f for f in (vars(v).values() if isinstance(v, type) else (v,)) if type(f) is _Remembers})
+            if isinstance(v, (ModuleType,FunctionType,type)): modules.append(v if type(v) is ModuleType else sys.modules.get(v.__module__ or ''))
     return list(found.values())
-
-_looked_into = {} # name of a module of Python -> how many names it had, and what was found
-
-def _within(module):
-    "Functions in a module of Python that remember, and the modules of what it uses."
-    names = len(vars(module))
-    if module.__name__ in _looked_into and _looked_into[module.__name__][0]==names and module.__name__!='__main__': return _looked_into[module.__name__][1]
-    values = list(vars(module).values())
-    functions = [f for v in values for f in (vars(v).values() if isinstance(v, type) else (v,)) if type(f) is _Remembers]
-    others = [v if type(v) is ModuleType else sys.modules.get(getattr(v, '__module__', None) or '') for v in values if isinstance(v, (ModuleType,FunctionType,type))]
-    _looked_into[module.__name__] = names,(functions,list({id(o):o for o in others}.values()))
-    return functions,others
 
 _kept_by_modules = set(vars(nn.Module()))
 
