@@ -8,9 +8,9 @@ __all__ = ['evaluating', 'watch_pass', 'Op', 'Call', 'Tape', 'copy_of', 'capture
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
 from contextlib import contextmanager, suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from threading import get_ident
 from types import CellType, FunctionType, MethodType, ModuleType
 
@@ -171,6 +171,18 @@ _leaving = {'resolve_conj','resolve_neg'} # what `numpy()` and `tolist()` begin 
 
 def _kind(t): return 'nested' if t.is_nested else 'quantized' if t.is_quantized else type(t).__name__ if t.layout is torch.strided else str(t.layout).removeprefix('torch.')
 
+def storage_of(t): return t.untyped_storage().data_ptr()
+
+def written_by(
+    func,  # an operation
+    args,  # its arguments
+    kwargs
+) -> list: # those of its arguments, all of them tensors
+    "What an operation writes to."
+    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable: return []
+    given = [*args, *[kwargs.get(a.name) for a in func._schema.arguments[len(args):]]]
+    return [t for a,v in zip(func._schema.arguments, given) if a.alias_info is not None and a.alias_info.is_write for t in tensors_in(v)]
+
 class _Recorder(TorchDispatchMode):
     "Writes down operations."
     supports_higher_order_operators = True
@@ -181,6 +193,8 @@ class _Recorder(TorchDispatchMode):
         self.varies = {id(x) for x in all_tensors(tape.inputs, memories=True)}
         self.gone,self.pending,self.stand_ins = [],{},{}
         self.thread,self.astray = get_ident(),None
+        self.own,self.written = {},{}
+        for t in filter(is_dense, (*model.parameters(), *model.buffers(), *tensors_in(tape.inputs))): self.own.setdefault(storage_of(t), []).append(t)
         tape.seen = tuple(self.shown(x, True) for x in tape.inputs)
         self.known = self.varies | {id(t) for t in (*model.parameters(), *model.buffers())}
 
@@ -198,11 +212,21 @@ class _Recorder(TorchDispatchMode):
         if name in _leaving: self._leaves(args[0], varies)
         shown = args
         if name[-1]=='_' and name!='detach_' and torch.Tag.inplace_view in func.tags: name,shown = name[:-1],(self._before(args[0]),*args[1:]) # it has another shape from now on
+        for p in written_by(func, args, kwargs): self.remember(p)
         out = self.perform(func, name, args, kwargs, varies)
         self.note(name, shown, kwargs, out, varies, '' if name in _plain else _line())
         return out
 
     def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
+
+    def remember(self, p):
+        "Keep what parameters, buffers and inputs are before the network writes to them."
+        if is_dense(p) and (at := storage_of(p)) not in self.written: self.written[at] = [(t, t.detach().clone()) for t in self.own.get(at, ())]
+
+    def restore(self):
+        "They are what they were, whatever the network has written to them."
+        with torch.no_grad():
+            for t,was in [pair for pairs in self.written.values() for pair in pairs]: t.data.copy_(was)
 
     @property
     def place(self): return self.stack[-1][0] if self.stack else ''
@@ -281,12 +305,60 @@ class _Recorder(TorchDispatchMode):
 class _DependsOnData(Exception): pass
 
 # %% ../nbs/02a_capture.ipynb #7ea62196
+_elsewhere = {*sys.stdlib_module_names,'torch','numpy','pandas','scipy','sklearn','matplotlib','PIL','fastcore','fastai','fasterprune','IPython'}
+_Remembers = type(lru_cache(len)) # what `lru_cache` and `cache` make
+
+def _remembering(model):
+    "Functions within reach of a network's code that remember what they gave out."
+    held = [v for m in model.modules() for v in (*vars(m).values(), *m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    own = {c for t in {type(m) for m in model.modules()} for c in t.__mro__} | {v for v in held if type(v) is FunctionType}
+    names = frozenset(o.__module__ for o in own)
+    if (key := (names,len(sys.modules))) not in _within_reach or '__main__' in names: _within_reach[key] = _reached(names)
+    return [*_within_reach[key], *(v for v in held if type(v) is _Remembers)]
+
+_within_reach = {} # names of modules of Python, and how many there are in all -> functions
+
+def _reached(names):
+    "Functions that remember, in modules of Python and in those of what they use."
+    modules,seen,found = [sys.modules.get(n) for n in names],set(),{}
+    while modules:
+        if (module := modules.pop()) is None or module.__name__ in seen or module.__name__.partition('.')[0] in _elsewhere: continue
+        seen.add(module.__name__)
+        for v in list(vars(module).values()):
+            found.update({id(f):f for f in (vars(v).values() if isinstance(v, type) else (v,)) if type(f) is _Remembers})
+            if isinstance(v, (ModuleType,FunctionType,type)): modules.append(v if type(v) is ModuleType else sys.modules.get(v.__module__ or ''))
+    return list(found.values())
+
+_kept_by_modules = set(vars(nn.Module()))
+
+def _containers(model):
+    "Lists, dicts and sets in attributes of modules and of their classes, and copies of them."
+    held = [v for m in model.modules() for k,v in vars(m).items() if k not in _kept_by_modules]
+    held += [v for c in {c for t in {type(m) for m in model.modules()} for c in t.__mro__} if c.__module__.partition('.')[0] not in _elsewhere for v in vars(c).values()]
+    return [(v, copy(v)) for v in {id(v):v for v in held if isinstance(v, (list,dict,set)) and not isinstance(v, type)}.values()]
+
+@contextmanager
+def _forgotten(model):
+    "What code remembers of a pass, in containers or by `lru_cache`, is forgotten: it may be in another precision, not for training, and tell where its numbers come from."
+    before,remembering = _containers(model),[(f, f.cache_info().misses) for f in _remembering(model)]
+    try: yield
+    finally:
+        for f,misses in remembering:
+            if f.cache_info().misses!=misses: f.cache_clear()
+        for now,was in before:
+            if len(now)==len(was) and all(a is b for a,b in zip(_parts(now), _parts(was))): continue
+            now.clear()
+            (now.extend if isinstance(now, list) else now.update)(was)
+
+def _parts(o): return [*o,*o.values()] if isinstance(o, dict) else list(o)
+
 @contextmanager
 def _untouched(model):
     "Whatever modules, and their hooks, store in themselves while they run is forgotten afterwards."
     before = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     stored = [(o, dict(vars(o))) for o in hook_owners(model)]
-    try: yield
+    try:
+        with _forgotten(model): yield
     finally:
         for o,attrs in stored:
             vars(o).clear()
@@ -367,6 +439,7 @@ def _record(model, tape, whole, apart, recorder, traced=True):
             with recorder: out = feed(model, tape.inputs)
     except _DependsOnData: raise
     except Exception as e: raise _Failed(recorder.stack[-1][2] if recorder.stack else model, e) from e
+    finally: recorder.restore()
     if recorder.astray: raise _Failed(recorder.astray, RuntimeError('it uses several threads'))
     for n,m in model.named_modules():
         if isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)) and not m.weight.numel() and any(c.name==n for c in tape.calls):
@@ -430,12 +503,12 @@ def _normed_in_channel(x, *args):
 _forms = {**dict.fromkeys('relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'.split(), _alike),
     **dict.fromkeys('add sub mul div'.split(), _paired), 'linear':_times_weight, 'matmul':_times, 'scaled_dot_product_attention':_attended,
     **dict.fromkeys('conv1d conv2d conv3d'.split(), _convolved), 'layer_norm':_normed, **dict.fromkeys('batch_norm group_norm'.split(), _normed_in_channel)}
-_by_value = {'nonzero','masked_select','index','_unique','_unique2','unique_dim','unique_consecutive','repeat_interleave','bincount','nms'} # the form of what comes out depends on values
+_by_value = {'nonzero','nonzero_numpy','argwhere','one_hot','masked_select','index','_unique','_unique2','unique_dim','unique_consecutive','repeat_interleave','bincount','nms'} # the form of what comes out depends on values
 
 class _Sketch(_Recorder):
     "Writes down operations, and performs no large ones."
     def perform(self, func, name, args, kwargs, varies):
-        if varies and (name in _number or name in _by_value): raise NotImplementedError(f'what {name} gives out depends on values')
+        if varies and (name in _number or name in _by_value or name=='where' and len(args)==1): raise NotImplementedError(f'what {name} gives out depends on values')
         x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
         if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or name=='batch_norm' and args[5]: return func(*args, **kwargs)
         out = form(*args, **kwargs)

@@ -315,11 +315,11 @@ _moving = {'permute','transpose','movedim','view','reshape','flatten','unflatten
 
 @patch
 def norm_dim(self:Graph, op, ids):
-    "The dimension of the units in the input of a module that is a norm, called once, or else `None`; and names of the modules in it that are called afterwards."
-    calls = [c for c in self.tape.calls if c.name==op.place]
+    "The dimension of the units in the input of a module that is a norm, or else `None`; and names of the modules in it that are called afterwards."
     module = self.model.get_submodule(op.place)
-    if op.inner and len(calls)==1: return module.dim,module.then # it is narrow already
-    if len(calls)!=1 or not calls[0].first<=self.at<calls[0].last or not calls[0].args: return None,()
+    if op.inner: return module.dim,module.then # it is narrow already
+    calls = [c for c in self.tape.calls if c.name==op.place and c.first<=self.at<c.last]
+    if len(calls)!=1 or not calls[0].args: return None,()
     names = [o.name for o in self.tape.ops[calls[0].first:calls[0].last] if o.place==op.place]
     then = _called_in_turn(self.tape, calls[0])
     s = self.env.get(id(calls[0].args[0]))
@@ -345,7 +345,9 @@ def _perform(self:Graph):
     self.env,self.made = {},{}
     self.tensors = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers(remove_duplicate=False))}
     self.tensors = {n:t for n,t in self.tensors.items() if is_dense(t)}
-    for name,t in self.tensors.items(): self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
+    called = {n for n,_ in self.model.named_modules()} # a module that stands in several places goes by its first name
+    for name,t in self.tensors.items():
+        if name.rpartition('.')[0] in called: self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
     self.twins = {_geometry(t):name for name,t in self.tensors.items() if t.numel()>1}
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
     self.stored,self.taken = {},Counter()

@@ -172,6 +172,7 @@ def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None,
     graph.join(ids, f'normed by {place(op)}')
     at,then = graph.norm_dim(op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
+    elif sum(c.name==op.place for c in graph.tape.calls)>1: _normed_again(graph, op, ids, const, at)
     n = len(ids)
     group = groups_of(module, n) if module else torch.arange(n) // (n//groups)
     total,r,m,v = torch.tensor(gone_from(module, n) if module else [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
@@ -182,6 +183,13 @@ def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None,
     out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
     zero = (scale==0) | (const==0 if not centered else False) # 0 is divided
     return Signal(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
+
+def _normed_again(graph, op, ids, const, dim):
+    "A norm that is called several times loses the same units each time: such as are 0, along the same dimension."
+    graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {place(op)}, which is called several times')
+    for m in [m for m in graph.norms if m.layer==op.place]:
+        graph.tie(m.units, ids, f'normed by {place(op)}')
+        if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
 
 def _machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
 

@@ -293,7 +293,7 @@ def _free_dims(graph, op, dims, shape, open_at, named):
     "Which of several dimensions the units go along, one by one: the best guess first."
     attrs = {d:named[d].origins[0].attr or '' for d in dims if named[d] is not None and named[d].exact}
     counts = {v for k,v in vars(graph.model.get_submodule(op.place)).items() if type(v) is int and _counts_heads(k)}
-    heads = [d for d in dims if _counts_heads(attrs.get(d, ''))] or [d for d in reversed(dims[:-1]) if d not in attrs and shape[d] in counts][:1]
+    heads = [d for d in dims if _counts_heads(attrs.get(d, ''))] or [d for d in dims if d in attrs and _attended(graph, op, shape[d], shape[dims[-1]])] or [d for d in reversed(dims[:-1]) if d not in attrs and shape[d] in counts][:1]
     found = heads[:1] + [d for d in dims if d in open_at]
     if not found:
         computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
@@ -304,6 +304,11 @@ def _read_from_shapes(dims, free, named):
     "The dimension whose size is read from the shape of something else, and is not that along which units go, if there are several."
     found = [d for d in dims if named[d] is not None and any(o.attr is None for o in named[d].origins) and (d!=free or len(dims)==1)]
     return found[0] if len(found)==1 else None
+
+def _attended(graph, op, n, size):
+    "Is there attention, later on in the same module, with `n` heads of `size` numbers?"
+    products = [o for o in graph.tape.ops[graph.at+1:] if o.place==op.place and o.name in ('scaled_dot_product_attention','matmul','einsum')]
+    return n!=size and any(t.ndim>3 and t.shape[-1]==size and n in t.shape[1:-1] for o in products for t in tensors_in(o.args))
 
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 

@@ -204,7 +204,7 @@ def _add(new, old, name, where, extra, exact):
 
 def _narrow_modules(model, graph, plan):
     "Let norms over channels remember, and attributes that hold numbers of units be up to date."
-    for m in graph.norms:
+    for m in {m.layer:m for m in graph.norms}.values(): # called several times, it is the same each time
         stays = plan.keep[m.units]
         if not stays.all() and not m.known: narrow_norm(model.get_submodule(m.layer), m.dim, stays, m.const, m.then)
     for layer,attrs in new_sizes(graph, plan).items(): vars(model.get_submodule(layer)).update(attrs)

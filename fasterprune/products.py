@@ -81,6 +81,7 @@ def _mixed(graph, op, a, b, left, right, summed):
         return (o,mixer) if i else (mixer,o)
 
 
+
 # %% ../nbs/02e_products.ipynb #c66fe3df
 def _over_positions(graph, op, a, b, left, right, result, summed):
     "A product summed over dimensions along which all is of the same unit."
@@ -139,11 +140,13 @@ def _compared(graph, op, a, b, *args, **kwargs):
 
 @rule('addmm', 'baddbmm')
 def _addmm(graph, op, c, a, b, *, beta=1, alpha=1):
-    if (beta,alpha)!=(1,1): return barrier(graph, op, c, a, b)
+    scaled = (beta,alpha)!=(1,1)
+    if scaled and (isinstance(a, Param) or isinstance(b, Param)): return barrier(graph, op, c, a, b)
     left,right,result = _matrix_names(a, b)
     biased = isinstance(c, Param) and c.value.ndim==1 and isinstance(b, Param)
     out = _product(graph, op, a, b, left, right, result, c if biased else None)
-    if biased: return out
+    if biased or beta==0: return out # what is multiplied by 0 is not even looked at
+    if scaled: c,out = [Signal(s.ids, zero_or_unknown(s.const==0), s.bare) for s in (graph.signal(c),out)]
     total = type(op)('add', (op.out,op.out), {}, op.out, op.place, op.line)
     return pointwise(graph, total, graph.signal(c), out)
 
@@ -184,12 +187,15 @@ def _for_each_query(graph, op, q, x):
 
 def _meet_mask(graph, op, mask, q, k, v):
     "What is added to the scores of each head belongs to it; what is the same for all heads stays."
-    if not isinstance(mask, (Signal,Param)): return
+    if not isinstance(mask, (Signal,Param,Tensor)): return
     m,n = graph.signal(mask),q.ids.ndim
     m = m.moved(lambda t: t[(None,)*(n-t.ndim)])
-    by_heads = n>3 and m.shape[n-3]>1 and (m.bare or not any(m.varies(d) for d in (*range(n-3), n-2, n-1))) and not any(s.varies(n-1) for s in (q,k))
+    each = n>3 and m.shape[n-3]>1
+    by_heads = each and not m.neutral and (m.bare or not any(m.varies(d) for d in (*range(n-3), n-2, n-1))) and not any(s.varies(n-1) for s in (q,k))
     if by_heads: graph.tie(m.ids, v.ids[...,:1,:1], f'added to the scores of {place(op)}')
     else: graph.pin(m.ids, f'a mask in {place(op)}')
+    if each and not by_heads: # as many as there are now
+        for s in (q,k,v): graph.pin(s.ids, f'meets a mask for each head of {place(op)}')
 
 # %% ../nbs/02e_products.ipynb #6b9cddf7
 def _param_of(graph, m, name):

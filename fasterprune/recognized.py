@@ -276,7 +276,7 @@ def _apply_plain_layer(graph, call, op, known):
     rows = graph.bound.get((own.name, dim))
     if rows is None: return out
     for k in known.others: graph.bind(p := graph.param(m.get_parameter(k)), p.value.shape.index(len(rows)), rows)
-    if not known.rows: graph.pin(rows, f'made by {layer}, in which zeros of the weight are computed as something else')
+    if not known.rows: graph.pin(rows[(known.weight.transpose(0, dim)!=0).flatten(1).any(1).repeat(len(rows)//known.weight.shape[dim])], f'made by {layer}, in which zeros of the weight are computed as something else')
     if not known.cols and graph.role.get((own.name, 1-dim))=='reads': graph.role[own.name,1-dim] = 'follows' # zeros there would be none
     return out
 
@@ -373,6 +373,8 @@ def _apply_elementwise(graph, op, known):
 
 # %% ../nbs/02f_recognized.ipynb #d6feb0a9
 _averaging = {'mean','sum','norm','linalg_vector_norm','linalg_norm','rms_norm','einsum'}
+_smooth = _averaging | _moves | set('pow square sqrt rsqrt reciprocal mul multiply div divide true_divide add sub subtract rsub neg abs addcmul addcdiv permute transpose movedim '
+    'flatten unflatten float lift_fresh ones_like zeros_like full zeros ones scalar_tensor t mT slice select'.split()) # one formula for all numbers, so that a few tell
 
 def recognize(
     graph # the `Graph` that is being made
@@ -383,7 +385,8 @@ def recognize(
         if not c.name or c.last<=c.first or not isinstance(c.out, Tensor) or len(tensors_in(c.args))!=1 or not isinstance(c.args[0], Tensor): continue
         m = model.get_submodule(c.name)
         if m._modules or not m._parameters or isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
-        if not any(o.name in _averaging for o in tape.ops[c.first:c.last]): continue
+        names = {o.name.removesuffix('_') for o in tape.ops[c.first:c.last]}
+        if not names & _averaging or not names <= _smooth: continue
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _shared(graph, m, c.name) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))

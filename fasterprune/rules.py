@@ -208,6 +208,7 @@ _operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_x
 @rule(*_pointwise_ops, *_operators)
 def pointwise(graph, op, *args, **kwargs):
     "A function of each element of its arguments."
+    if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` of a condition alone: its places
     name = _operators.get(op.name) or op.name.removesuffix('_')
     tensors = [a for a in leaves([args,kwargs]) if isinstance(a, (Signal,Param,Tensor)) and not (isinstance(a, Tensor) and a.ndim==0)]
     f = getattr(aten, name)
@@ -360,4 +361,5 @@ def _reduced(graph, op, const, dims, n):
         graph.numeric.add(graph.at)
         if graph.doubt(op): const = torch.where(counted, torch.nan, const)
     return const
+
 

@@ -45,6 +45,7 @@ class InputSelector(nn.Module, ItemTransform):
         return (*[self._restore(i, x) for i,x in enumerate(b[:len(self.dims)])], *b[len(self.dims):])
 
     def __call__(self, *xs, split_idx=None, **batch):
+        if len(xs)==1 and hasattr(xs[0], '_make'): return xs[0]._make(self.encodes(tuple(xs[0]))) # a tuple with names
         if len(xs)==1 and isinstance(xs[0], tuple): return ItemTransform.__call__(self, xs[0])
         return nn.Module.__call__(self, *xs, **batch)
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batches import *
 from .capture import *
+from .capture import _forgotten, storage_of, written_by
 
 # %% ../nbs/04b_verify.ipynb #80ddb114
 def _noise(x, n, scale=1., seed=0):
@@ -93,10 +94,11 @@ class _InFloat64(TorchDispatchMode):
         exact:dict=None, # by id of a tensor: pairs of an index, and what belongs there in float64
         cast:bool=True,  # take operands to float64?
         seed:int=None,   # of errors like those of sums in another order; `None`: none
-        eps:float=1.     # of the precision in which the network is stored: what its code rounds to less than that is rounded
+        eps:float=1.,    # of the precision in which the network is stored: what its code rounds to less than that is rounded
+        shared:frozenset=frozenset() # memory that others have, too, and that must not be written to
     ):
         super().__init__()
-        self.exact,self.cast,self.eps,self.room = exact or {},cast,eps,{}
+        self.exact,self.cast,self.eps,self.shared,self.room = exact or {},cast,eps,shared,{}
         self.dice = None if seed is None else torch.Generator().manual_seed(seed)
 
     @classmethod
@@ -104,6 +106,7 @@ class _InFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name,kwargs = func.overloadpacket.__name__,kwargs or {}
+        if self.shared and any(is_dense(t) and storage_of(t) in self.shared for t in written_by(func, args, kwargs)): raise _Written(f'{name} writes to a tensor of the network')
         if self.cast and self._is_part(name, func, args): return self._part(func, args, kwargs)
         if self.cast and name=='embedding' and id(args[0]) not in self.exact: return self._out(func(*args, **kwargs))
         if self.cast:
@@ -246,8 +249,7 @@ class Reference:
     def _net(self, model, exact=None):
         "What to compute instead of `model`, and what to put in the place of what was rounded."
         if self.pieces: net = copy_of(model, shared=True)
-        elif self.dtype: net = copy_of(model, self.dtype)
-        else: return model,{}
+        else: net = copy_of(model, self.dtype)
         if self.device: net = net.to(self.device)
         tensors = _tensors(net)
         exact = {id(tensors[k]):v for k,v in (exact or {}).items() if k in tensors}
@@ -260,10 +262,10 @@ class Reference:
         "The outputs of a network with their names, in evaluation mode."
         net,exact = net
         with ExitStack() as stack:
-            for c in (evaluating(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
+            for c in (evaluating(net), _forgotten(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
             torch.manual_seed(0)
-            if self.pieces or seed is not None: stack.enter_context(_InFloat64(exact, self.pieces, seed, self.eps))
-            with eagerly(): return _named(feed(net, xs))
+            if self.pieces or seed is not None: stack.enter_context(_InFloat64(exact, self.pieces, seed, self.eps, _memory(net) if self.pieces else ()))
+            with eagerly(): return _named(feed(net, map_tensors(torch.clone, xs)))
 
     def _first(self, choices):
         "The first of the choices that the network takes, and what it makes of it."
@@ -309,6 +311,8 @@ class Reference:
         def _worst(noise): return max((_compare(name, a, b, n, self.tolerance) for (name,a),(_,b),n in zip(wanted, got, noise)), key=lambda c: c.error, default=Channel(0.))
         worst = _worst([None]*len(got))
         return _worst(self.noise(i)) if worst.error > self.tolerance and worst.difference > 0 else worst
+
+def _memory(model): return {storage_of(t) for t in filter(is_dense, _tensors(model).values()) if t.numel()}
 
 def _tensors(model): return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 

@@ -208,6 +208,42 @@ def test_no_norm_is_taken_for_one():
         def llama(self, x, w): return w*x/(x.abs().mean(-1, keepdim=True)+self.eps)
     for cls in (Centered,Other): assert len(condensed(stream(lambda n: cls(n)), randn(3, 7, 5)).model.last.weight)==12
 
+def test_a_norm_with_a_limit_is_none_however_seldom_it_is_reached():
+    class Limited(Root):
+        def llama(self, x, w): return w*x*torch.rsqrt(x.pow(2).mean(-1, keepdim=True)+self.eps).clamp(max=2.)
+    class Bounded(Root):
+        def llama(self, x, w): return w*x*torch.rsqrt(x.pow(2).mean(-1, keepdim=True).clamp(max=1e4)+self.eps)
+    for cls in (Limited,Bounded):
+        net = stream(lambda n: cls(n))
+        c = Condenser(net, randn(3, 7, 5)).condense(verify=False)
+        for scale in (1e-2,1.,1e3): assert gap(net, c, randn(3, 7, 5)*scale) <= 1e-10
+
+@pytest.mark.parametrize('make', [lambda n: Root(n), nn.RMSNorm, nn.LayerNorm])
+def test_a_norm_that_stands_in_two_places(make):
+    net = stream(make)
+    net.norm2 = net.norm1
+    c = condensed(net, randn(3, 7, 5))
+    assert len(c.model.norm1.weight)==(12 if make is nn.LayerNorm else 8) and c.model.norm1 is c.model.norm2
+
+@pytest.mark.parametrize('make', [lambda: nn.LayerNorm(8, elementwise_affine=False), lambda: nn.LayerNorm(8), lambda: nn.RMSNorm(8), lambda: nn.RMSNorm(8, elementwise_affine=False)])
+@pytest.mark.parametrize('same', [True,False])
+def test_a_norm_that_is_called_twice(make, same):
+    "With the same units dead, or with others; along the same dimension, or along others."
+    def _run(m, x): return m.c(m.n(m.a(x))).mean(1) + m.d(m.n(m.b(x.mean(1))) if other else m.n(m.b(x)).mean(1))
+    for other in (False,True):
+        net = Model(_run, a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(5, 8), (1,4,6) if same else (0,2,6)), n=make(), c=nn.Linear(8, 3), d=nn.Linear(8, 2)).double().eval()
+        net.d = nn.Linear(8, 3).double()
+        with torch.no_grad(): net.c.weight[:,[1,4,6]] = 0; net.d.weight[:,[1,4,6] if same else [0,2,6]] = 0
+        c = condensed(net, randn(3, 7, 5))
+        if not other: assert len(c.model.a.weight)==len(c.model.b.weight)==(5 if same else 7), c.report
+
+@pytest.mark.parametrize('make', [lambda: Standard(8, 8, 3, padding=1), lambda: nn.Conv2d(8, 8, 3, padding=1), lambda: nn.Conv2d(8, 8, 3, groups=8)])
+@pytest.mark.parametrize('twice', [True,False])
+def test_a_layer_that_stands_in_two_places(make, twice):
+    net = Model(lambda m, x: m.z(m.q(m.p(m.a(x))) if twice else m.p(m.a(x))), a=dead(nn.Conv2d(3, 8, 1), (0,1,2)), p=dead(make(), (0,1,2)), z=nn.Conv2d(8, 3, 1)).double().eval()
+    net.q = net.p
+    assert len(condensed(net, randn(2, 3, 6, 6)).model.p.weight)==5
+
 @pytest.mark.parametrize('norm', [nn.RMSNorm, lambda n: Root(n), lambda n: Root(n, offset=1.)])
 def test_an_embedding_that_is_the_output_layer_too(norm, tmp_path):
     net,x = stream(norm, vocab=9),torch.randint(9, (3, 6))
@@ -435,6 +471,17 @@ def test_zeros_that_are_computed_as_something_else_stay_and_are_named():
     net = standard(lambda i, o: Standard(i, o, 3, padding=1, how='centered'), ())
     with pytest.raises(ValueError, match='computed as something else'): Sparsifier(net, 'filter', layers='b', sample=randn(2, 3, 9, 9))
     assert len(condensed(net, randn(2, 3, 9, 9)).model.b.weight)==8
+
+def test_filters_that_are_computed_as_zeros_of_several_parameters_go_at_once():
+    class LowRank(nn.Conv2d):
+        def __init__(self):
+            super().__init__(6, 8, 3, padding=1)
+            self.p,self.q = nn.Parameter(torch.randn(8, 2)),nn.Parameter(torch.randn(2, 54))
+        def forward(self, x): return self._conv_forward(x, self.weight + (self.p@self.q).view_as(self.weight), self.bias)
+    net = standard(lambda i, o: LowRank())
+    with torch.no_grad(): net.b.p[[1,4,6]] = 0
+    net.a.bias.data[[0,5]] = -1
+    assert condensed(net, randn(2, 3, 9, 9)).model.b.weight.shape==(5,4,3,3)
 
 def test_filters_whose_weight_is_computed_are_sparsified_by_the_name_of_their_parameter():
     net,x = standard(computed['standard'], ()),randn(2, 3, 9, 9)

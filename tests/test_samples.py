@@ -1,7 +1,7 @@
 """A network is shown a batch in any form that it takes; what cannot be seen in its pass stays whole and is named,
 and what cannot be cut is refused with the way out."""
-import concurrent.futures, threading
-from collections import OrderedDict, UserDict
+import concurrent.futures, functools, threading
+from collections import OrderedDict, UserDict, namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
 import numpy as np, pytest, torch
@@ -351,6 +351,17 @@ def test_hidden_inputs_are_no_constants():
     x,box = torch.randn(3, 6),Box(torch.randn(1, 6))
     torch.testing.assert_close(run(c.model, *c.inputs(x, box)), run(net, x, box))
 
+Pair = namedtuple('Pair', 'u v')
+
+def test_an_input_that_is_a_tuple_with_names():
+    class Takes(Base):
+        def forward(self, pair): return super().forward(pair.u+pair.v)
+    net = Takes().eval()
+    c = Condenser(net, (Pair(torch.randn(4, 6), torch.randn(4, 6)),)).condense()
+    pair = Pair(torch.randn(3, 6), torch.randn(3, 6))
+    assert len(c.model.a.weight)==4
+    torch.testing.assert_close(run(c.model, c.inputs(pair)), run(net, pair))
+
 # ---- what cannot be cut
 
 plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
@@ -426,6 +437,61 @@ def test_nothing_is_touched():
     Condenser(net, x).condense()
     assert _state()==state and store.stored is stored and torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is g for p,g in zip(net.parameters(), grads))
+
+@functools.lru_cache
+def table(n): return torch.linspace(0, 1, n)
+
+class Remembers(nn.Module):
+    "Keeps tables of numbers for each width in a function, in the class, and in the module."
+    of_all = {}
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.own = nn.Conv2d(3, 8, 1),nn.Conv2d(8, 3, 1),{}
+        dead(self.a, 4)
+    def forward(self, x):
+        n = x.shape[-1]
+        for d in (self.own,self.of_all):
+            if n not in d: d[n] = torch.linspace(0, 1, n)
+        return self.b((self.a(x)*table(n)).relu()*self.own[n]*self.of_all[n])
+
+@pytest.mark.parametrize('dtype', (torch.float32,torch.float64))
+def test_what_code_remembers_of_a_pass_is_forgotten(dtype):
+    "Else the next pass would get what cannot be trained, or is of another precision."
+    net,x = Remembers().to(dtype).eval(),torch.randn(2, 3, 6, 6, dtype=dtype)
+    Sparsifier(net, 'filter', sample=x)
+    c = Condenser(net, x).condense()
+    assert c.report.params_after==4*4 + 3*5
+    assert not (net.own or net.of_all or c.model.own or table.cache_info().currsize)
+    for n in (6,9,5):
+        for model in (net,c.model): model(torch.randn(2, 3, n, n, dtype=dtype)).sum().backward()
+        assert table(n).dtype==torch.float32 and not table(n).is_inference()
+    net.own[9] = kept = torch.ones(9) # what was there stays
+    Condenser(net, x).condense()
+    assert net.own[9] is kept
+    table.cache_clear(), net.of_all.clear()
+
+class Counts(Base):
+    "Writes to its buffers, weights and input."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('n', torch.tensor(0))
+        self.register_buffer('mean', torch.zeros(8))
+    def forward(self, x):
+        h = self.a(x.mul_(2)).relu()
+        self.n += 1
+        self.mean.lerp_(h.mean(0).to(self.mean.dtype), .1)
+        self.m.weight.data.clamp_(-.2, .2)
+        return self.b(h)*(self.n>0)
+
+@pytest.mark.parametrize('dtype', (torch.float32,torch.float64,torch.bfloat16))
+def test_what_a_network_writes_to_itself_and_to_its_input_is_undone(dtype):
+    net,x = Counts().to(dtype).eval(),torch.randn(4, 6, dtype=dtype)
+    state,sample = {k:v.clone() for k,v in net.state_dict().items()},x.clone()
+    Sparsifier(net, 'neuron', sample=x)
+    c = Condenser(net, x).condense()
+    assert torch.equal(x, sample) and all(torch.equal(v, state[k]) for k,v in net.state_dict().items())
+    assert len(c.model.a.weight)==4
+    torch.testing.assert_close(run(c.model, x.clone()), run(net, x.clone()))
 
 # ---- the mode of a small network
 

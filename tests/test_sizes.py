@@ -83,6 +83,11 @@ def test_a_rule_that_fails_is_a_barrier_with_a_name(monkeypatch):
     Sparsifier(net, 'neuron', 'local', sample=torch.randn(4, 6).double()).sparsify(.5)
     failed_rules.clear()
 
+def test_places_where_a_condition_holds():
+    net = Net(lambda m, x: m.b(h := m.a(x).relu()) + torch.where(h>0)[1].sum(), a=dead(nn.Linear(6, 8), 0, 1, 2), b=nn.Linear(8, 3))
+    n = len(failed_rules)
+    assert width(condensed(net, torch.randn(4, 6)), 'a')==[8] and len(failed_rules)==n
+
 # ---- parts of 16 channels, of which every second one is dead
 
 def parted(run, right=8, **attrs):
@@ -323,6 +328,42 @@ def test_heads_in_every_order(name, meet):
     parts,rows = told[name]()
     c = condensed(attention(parts, meet, rows=rows), torch.randn(3, 10, 32))
     assert width(c, 'qkv')==[48] and c.model.o.in_features==16
+
+@pytest.mark.parametrize('attr', ['h','nh','n_h','heads','pieces'])
+@pytest.mark.parametrize('joint_layer', [True,False])
+def test_heads_are_known_by_attention_whatever_they_are_called(attr, joint_layer):
+    def parts(m, x):
+        n = getattr(m, attr)
+        if joint_layer: return joint(m, x, 3, n, -1).permute(2, 0, 3, 1, 4)
+        return [f(x).view(len(x), x.shape[1], n, -1).transpose(1, 2) for f in (m.q,m.k,m.v)]
+    for meet in (by_hand, lambda m, *qkv: sdpa(*qkv)):
+        net = attention(parts, meet, rows=first_rows if joint_layer else None)
+        del net.num_heads, net.num_kv_heads
+        setattr(net, attr, 4)
+        c = condensed(net, torch.randn(3, 10, 32))
+        assert c.model.o.in_features==16 and getattr(c.model, attr)==2
+
+def test_scores_by_baddbmm():
+    def meet(m, q, k, v, *bias):
+        b,h,t,d = q.shape
+        q,k,v = [y.reshape(b*h, t, d) for y in (q,k,v)]
+        a = torch.baddbmm(torch.zeros(1, dtype=q.dtype).expand(b*h, t, t), q, k.mT, beta=0, alpha=m.scale).softmax(-1)
+        return (a@v).view(b, h, t, d)
+    c = condensed(attention(three, meet), torch.randn(3, 10, 32))
+    assert c.model.o.in_features==16
+
+masks = dict(zeros=lambda q: torch.zeros(1, 4, 10, 10, dtype=q.dtype), slopes=lambda q: torch.tensor([.5**i for i in range(4)], dtype=q.dtype)[:,None,None]*torch.arange(10))
+
+@pytest.mark.parametrize('name', masks)
+def test_a_mask_with_a_number_for_each_head_that_stands_in_the_code_keeps_them(name):
+    "By analysis alone: nothing fails."
+    c = condensed(attention(three, lambda m, q, k, v: sdpa(q, k, v, masks[name](q))), torch.randn(3, 10, 32))
+    assert c.model.o.in_features==32
+
+def test_a_mask_for_each_head_that_is_an_input_keeps_them():
+    mask = torch.rand(3, 4, 10, 10)
+    c = condensed(attention(three, lambda m, q, k, v, mask: sdpa(q, k, v, mask)), torch.randn(3, 10, 32), mask)
+    assert c.model.o.in_features==32
 
 met = dict(
     rotary_tables=lambda m, q, k, v: by_hand(m, rotated(m, q), rotated(m, k), v),
