@@ -7,7 +7,7 @@ __all__ = ['evaluating', 'watch_pass', 'Op', 'Call', 'Tape', 'copy_of', 'capture
 
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -237,8 +237,6 @@ class _Recorder(TorchDispatchMode):
             if id(t) in self.pending or t.is_inference() and id(t) not in self.known:
                 self.pending.pop(id(t), None)
                 self.note('numpy', tuple(self.gone), {}, t, True)
-
-    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     def enter(self, module, args):
         if self.thread!=get_ident(): # what is done there is not seen
