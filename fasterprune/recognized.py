@@ -14,6 +14,7 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
+from fasterprune.batches import address_of
 from fasterprune.capture import *
 from fasterprune.narrow import *
 from fasterprune.rules import *
@@ -148,7 +149,7 @@ _convs = dict(stride=1, padding=0, dilation=1, groups=1)
 _transposed = dict(stride=1, padding=0, output_padding=0, groups=1, dilation=1)
 _pads = {'pad','constant_pad_nd','reflection_pad1d','reflection_pad2d','reflection_pad3d','replication_pad1d','replication_pad2d','replication_pad3d'}
 
-def _numbers(op, n):
+def _options_of(op, n):
     "The options of a convolution of `n` dimensions."
     defaults = _transposed if 'transpose' in op.name else _convs
     given = {**defaults, **dict(zip(defaults, op.args[3:])), **{k:v for k,v in op.kwargs.items() if k in defaults}}
@@ -183,7 +184,7 @@ def _candidates(op, pads, inner):
     w = op.args[1]
     base = dict(kind=_kinds[op.name], bias=_bias_of(op) is not None, same=False, inner=inner)
     if op.name=='linear': return [dict(base, args=dict(in_features=w.shape[1], out_features=w.shape[0]))] if not pads else []
-    numbers,n = _numbers(op, w.ndim-2),w.ndim-2
+    numbers,n = _options_of(op, w.ndim-2),w.ndim-2
     first,second = w.shape[:2]
     ins,outs = (first,second*numbers['groups']) if 'transpose' in op.name else (second*numbers['groups'],first)
     args = dict(numbers, in_channels=ins, out_channels=outs, kernel_size=list(w.shape[2:]))
@@ -267,7 +268,7 @@ def _apply_plain_layer(graph, call, op, known):
     x = graph.signal(graph.known(call.args[0]))
     if op.name=='linear': out = rules['linear'](graph, op, x, weight, bias)
     else:
-        numbers = _numbers(op, weight.value.ndim-2)
+        numbers = _options_of(op, weight.value.ndim-2)
         mode = known.options['args'].get('padding_mode', 'zeros')
         padding = 1 if known.options['same'] or mode=='zeros' and any(as_tuple(known.options['args']['padding'])) else 0
         op = Op(op.name, (call.args[0],*op.args[1:]), op.kwargs, op.out, op.place, op.line)
@@ -363,7 +364,7 @@ def _apply_elementwise(graph, op, known):
     bias = bias if bias is None else graph.known(bias)
     x,n = graph.signal(graph.known(op.args[0])),0 if op.name=='linear' else op.args[1].ndim-2
     plain = bias if bias is None or isinstance(bias, Param) else None
-    out = rules[op.name](graph, op, x, weight, plain, **(_numbers(op, n) if n else {}))
+    out = rules[op.name](graph, op, x, weight, plain, **(_options_of(op, n) if n else {}))
     if plain is not bias: out = rules['add'](graph, Op('add', (op.out,op.out), {}, op.out, op.place, op.line), out, graph.signal(bias).moved(lambda t: t[(...,)+(None,)*n]))
     for (name,d),dim in known.others.items():
         units = graph.bound.get((own.name, dim))
@@ -387,8 +388,9 @@ def recognize(
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _shared(graph, m, c.name) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))
-    stored = {id(t) for t in graph.tensors.values()} | {_memory(t) for t in graph.tensors.values()}
-    computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and id(o.args[1]) not in stored and _memory(o.args[1]) not in stored]
+    ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,address_of)]
+    def _is_stored(t): return id(t) in ids or address_of(t) in addresses
+    computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and not _is_stored(o.args[1])]
     varying = _varying(tape) if computed else ()
     makers,names = {id(t):i for i,o in enumerate(tape.ops) for t in tensors_in(o.out)} if computed else {},{id(t):n for n,t in graph.tensors.items()}
     for i,o in computed:
@@ -404,8 +406,6 @@ def recognize(
         inside.update([*k.ops,i])
         made[i] = Call(tape.ops[i].place, (), tape.ops[i].out, i, i+1),lambda i=i, k=k: _apply_elementwise(graph, tape.ops[i], k)
     return inside,made
-
-def _memory(t): return t.untyped_storage().data_ptr()
 
 def _add(inside, made, call, f):
     inside.update(range(call.first, call.last))
