@@ -209,7 +209,8 @@ class _Recorder(TorchDispatchMode):
 
     def note(self, name, args, kwargs, out, varies, line=''):
         "Write down an operation."
-        outs,all_of_it = tensors_in(out),tensors_in([args,kwargs,out])
+        outs = tensors_in(out)
+        all_of_it = tensors_in([args,kwargs]) + outs
         if varies: self.varies.update(map(id, outs if not name.endswith('_') else [*outs,args[0]]))
         self.known.update(map(id, all_of_it))
         if kinds := {_kind(t) for t in all_of_it if not is_dense(t)}: # the rules are for dense tensors

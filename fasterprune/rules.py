@@ -37,7 +37,7 @@ nothing = torch.tensor(torch.nan, dtype=torch.float64)
 
 def distinct(t):
     "What `t` holds, without repeating what is only expanded."
-    return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())] if t.ndim else t
+    return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())] if 0 in t.stride() else t
 
 def same(a, b):
     "Where are `a` and `b` the same, or both NaN?"
