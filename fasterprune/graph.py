@@ -21,7 +21,7 @@ from .capture import *
 from .capture import sketch
 from .narrow import *
 from .rules import *
-from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
+from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, is_new, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
 from .recognized import recognize
 
@@ -412,7 +412,7 @@ def _step(self:Graph, op):
         return type(o)(map(_known, o)) if type(o) in (tuple,list) else o
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
-    made = op.name.removeprefix('new_').removesuffix('_strided') in ('zeros','ones','full','empty') and bool(op.numbers)
+    made = is_new(op) and bool(op.numbers)
     self._count(op, given)
     if not made and not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
