@@ -155,7 +155,7 @@ def _options_of(op, n):
     given = {**defaults, **dict(zip(defaults, op.args[3:])), **{k:v for k,v in op.kwargs.items() if k in defaults}}
     return {k:v if isinstance(v, (int,str)) else list(v)*(n if len(v)==1 else 1) for k,v in given.items()}
 
-def _parts(model, tape, call, i, varying):
+def _parts(tape, call, varying):
     "The operations inside `call` that take its input, if all others take but parameters, buffers and what is made of them."
     made,found = {id(call.args[0])},[]
     for o in tape.ops[call.first:call.last]:
@@ -200,20 +200,18 @@ def _larger(x, k): return torch.randn([*x.shape[:2], *[s+k for s in x.shape[2:]]
 # %% ../nbs/02f_recognized.ipynb #7895d44c
 @torch.no_grad()
 def find_plain_layer(
-    model:nn.Module, # the network
-    tape:Tape,       # what it does
-    call:Call,       # a call of a module in it
-    i:int,           # number of the operation in it that takes a weight
-    varying:set      # ids of all tensors that depend on the input
+    graph,      # the `Graph` that is being made
+    call:Call,  # a call of a module
+    i:int,      # number of the operation in it that takes a weight
+    varying:set # ids of all tensors that depend on the input
 ) -> PlainLayer|None:
     "What there is to know of a layer whose weight is computed, if the module is one and nothing else."
-    m,op,x = model.get_submodule(call.name),tape.ops[i],(call.args or (None,))[0]
+    m,op,x = graph.model.get_submodule(call.name),graph.tape.ops[i],(call.args or (None,))[0]
     inner,own = _owner(m, op.args[1].shape)
     if own is None or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
-    inside = _parts(model, tape, call, i, varying)
+    inside = _parts(graph.tape, call, varying)
     if not inside or inside[-1] is not op or any(o.name not in _pads for o in inside[:-1]) or x.ndim!=own.ndim and op.name!='linear': return None
-    calls = {j for c in tape.calls if c.name==call.name for j in range(c.first, c.last)}
-    if any(t is own for j,o in enumerate(tape.ops) if j not in calls for t in tensors_in([o.args,o.kwargs])): return None # someone else takes it, too
+    if _taken_elsewhere(graph, call.name, [own]): return None
     for dtype in (torch.float64,None): # in its own precision, if it runs in no other
         try:
             wide,y = copy_of(m, dtype).eval(),_larger(x, 0)[:1].to(dtype or x.dtype)
@@ -385,7 +383,7 @@ def recognize(
         m = model.get_submodule(c.name)
         if m._modules or not m._parameters or isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
         if not any(o.name in _averaging for o in tape.ops[c.first:c.last]): continue
-        if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _shared(graph, m, c.name) else None
+        if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _taken_elsewhere(graph, c.name, m._parameters.values()) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))
     ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,address_of)]
@@ -397,7 +395,7 @@ def recognize(
         calls = [c for c in tape.calls if c.name==o.place and c.first<=i<c.last]
         if not calls or id(o.args[1]) in varying: continue
         c = min(calls, key=lambda c: c.last-c.first)
-        if (plain := find_plain_layer(model, tape, c, i, varying)): _add(inside, made, c, lambda c=c, o=o, k=plain: _apply_plain_layer(graph, c, o, k))
+        if (plain := find_plain_layer(graph, c, i, varying)): _add(inside, made, c, lambda c=c, o=o, k=plain: _apply_plain_layer(graph, c, o, k))
     left = {i:k for i,o in computed if i not in inside and id(o.args[1]) not in varying and (k := find_elementwise(graph, i, makers, names))}
     chains = {j for k in left.values() for j in k.ops}
     for i,k in left.items():
@@ -411,8 +409,8 @@ def _add(inside, made, call, f):
     inside.update(range(call.first, call.last))
     made[call.last-1] = call,f
 
-def _shared(graph, m, name):
-    "Are parameters of a module used elsewhere, too?"
-    own = {id(p) for p in m._parameters.values() if p is not None}
+def _taken_elsewhere(graph, name, params):
+    "Does something outside of the calls of a module take one of `params`, too?"
     inner = {j for c in graph.tape.calls if c.name==name for j in range(c.first, c.last)}
-    return any(id(t) in own for j,o in enumerate(graph.tape.ops) if j not in inner for t in tensors_in([o.args,o.kwargs]))
+    taken = Counter(id(t) for o in [graph.tape.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
+    return any(taken[id(p)]!=graph.takers[id(p)] for p in params if p is not None)
