@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Keywords', 'as_tuple', 'named_as', 'feed', 'eagerly', 'selected', 'map_tensors', 'tensors_in', 'is_dense',
-           'address_of', 'first_items', 'all_tensors', 'named_tensors', 'hook_owners']
+           'storage_of', 'first_items', 'all_tensors', 'named_tensors', 'hook_owners']
 
 # %% ../nbs/01b_batches.ipynb #faf39393
 import inspect, sys
@@ -107,7 +107,7 @@ def is_dense(
     "Does `t` hold its numbers one beside the other?"
     return t.layout is torch.strided and not (t.is_nested or t.is_quantized) and type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
-def address_of(
+def storage_of(
     t:Tensor # dense
 ) -> int: # the same for all tensors that share it
     "Where the memory of a tensor begins."

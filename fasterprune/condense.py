@@ -215,9 +215,9 @@ def _own_memory(
     other:nn.Module  # the network that it is a copy of
 ):
     "Let a copy have its parameters and buffers in memory of its own."
-    theirs = {address_of(t) for f in (other.parameters,other.buffers) for t in f() if is_dense(t)}
+    theirs = {storage_of(t) for f in (other.parameters,other.buffers) for t in f() if is_dense(t)}
     for t in filter(is_dense, [*model.parameters(),*model.buffers()]):
-        if address_of(t) in theirs: t.data = t.detach().clone()
+        if storage_of(t) in theirs: t.data = t.detach().clone()
 
 @patch
 def _bisect(self:Condenser, accepted, candidates, spared):

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from .batches import address_of, is_dense, named_tensors
+from .batches import storage_of, is_dense, named_tensors
 from .capture import *
 from .capture import sketch
 from .narrow import *
@@ -343,7 +343,7 @@ def _perform(self:Graph):
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
     self.stored,self.taken = {},Counter()
     for x in tape.seen: self._input(x)
-    for t in tensors_in(tape.seen): self.stored.setdefault(address_of(t), {})[id(t)] = t
+    for t in tensors_in(tape.seen): self.stored.setdefault(storage_of(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
     try: inside,made = recognize(self)
@@ -354,7 +354,7 @@ def _perform(self:Graph):
         if self.at in made: self._step_whole(*made[self.at])
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
-        for t in tensors_in(op.out): self.stored.setdefault(address_of(t), {})[id(t)] = t
+        for t in tensors_in(op.out): self.stored.setdefault(storage_of(t), {})[id(t)] = t
     outputs = tensors_in(tape.output)
     if not any(isinstance(self.known(o), (Signal,Param)) for o in outputs): raise ValueError(f'{type(self.model).__name__} gives out {type(tape.output).__name__}, in which '
         'nothing is found that comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
@@ -370,7 +370,7 @@ def known(self:Graph, t):
     "What is known of a tensor: a `Signal`, a `Param`, or nothing but its value, which is the code's."
     if (found := self.env.get(id(t))) is not None or t.numel()==0: return t if found is None else found
     if t.numel()>1 and (name := self.twins.get(_geometry(t))): return self.param(self.tensors[name])
-    seen = [o for o in self.stored.get(address_of(t), {}).values() if isinstance(self.env.get(id(o)), Signal)] # the same memory under another name
+    seen = [o for o in self.stored.get(storage_of(t), {}).values() if isinstance(self.env.get(id(o)), Signal)] # the same memory under another name
     if twins := [o for o in seen if _geometry(o)==_geometry(t)]: return self.env[id(twins[-1])]
     if not seen: return t
     for o in seen: self.pin(self.env[id(o)].ids, 'seen under another name')
@@ -456,7 +456,7 @@ def _failed(*what): failed_rules.append(what)
 @patch
 def _in_place(self:Graph, op, t, s, args):
     "What is changed is seen by all that share its memory; what shows another part of it is not followed."
-    sharing = list(self.stored.get(address_of(t), {id(t):t}).values())
+    sharing = list(self.stored.get(storage_of(t), {id(t):t}).values())
     if not all(_geometry(o)==_geometry(t) for o in sharing): s = barrier(self, op, [self.known(o) for o in sharing], args, why='of which others show parts')
     for o in sharing: self.env[id(o)] = s if o.shape==t.shape else Signal(s.ids.flatten()[:1].expand(o.shape), nothing.expand(o.shape))
 

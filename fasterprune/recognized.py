@@ -14,7 +14,7 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
-from fasterprune.batches import address_of
+from fasterprune.batches import storage_of
 from fasterprune.capture import *
 from fasterprune.narrow import *
 from fasterprune.rules import *
@@ -386,8 +386,8 @@ def recognize(
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _taken_elsewhere(graph, c.name, m._parameters.values()) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))
-    ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,address_of)]
-    def _is_stored(t): return id(t) in ids or address_of(t) in addresses
+    ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,storage_of)]
+    def _is_stored(t): return id(t) in ids or storage_of(t) in addresses
     computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and not _is_stored(o.args[1])]
     varying = _varying(tape) if computed else ()
     makers,names = {id(t):i for i,o in enumerate(tape.ops) for t in tensors_in(o.out)} if computed else {},{id(t):n for n,t in graph.tensors.items()}
