@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Keywords', 'as_tuple', 'named_as', 'feed', 'eagerly', 'selected', 'map_tensors', 'tensors_in', 'is_dense',
-           'first_items', 'all_tensors', 'hook_owners']
+           'storage_of', 'first_items', 'all_tensors', 'named_tensors', 'hook_owners']
 
 # %% ../nbs/01b_batches.ipynb #faf39393
 import inspect, sys
@@ -107,6 +107,12 @@ def is_dense(
     "Does `t` hold its numbers one beside the other?"
     return t.layout is torch.strided and not (t.is_nested or t.is_quantized) and type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
+def storage_of(
+    t:Tensor # dense
+) -> int: # the same for all tensors that share it
+    "Where the memory of a tensor begins."
+    return t.untyped_storage().data_ptr()
+
 def _cut(x, n): return x[:n] if x.ndim and is_dense(x) else x
 
 def first_items(
@@ -132,6 +138,12 @@ def all_tensors(
     elif callable(o) or not memories and _is_memory(o): return []
     else: parts = list(getattr(o, '__dict__', {}).values()) + [getattr(o, k, None) for k in _slots(type(o))]
     return [t for a in parts for t in all_tensors(a, memories, (*seen, id(o)))]
+
+def named_tensors(
+    model:nn.Module # any model
+) -> dict: # those with several names under each of them
+    "All parameters and buffers."
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 def hook_owners(
     model:nn.Module # any model

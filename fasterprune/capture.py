@@ -7,7 +7,7 @@ __all__ = ['evaluating', 'watch_pass', 'Op', 'Call', 'Tape', 'copy_of', 'capture
 
 # %% ../nbs/02a_capture.ipynb #8962a257
 import linecache, os, sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -171,8 +171,6 @@ _leaving = {'resolve_conj','resolve_neg'} # what `numpy()` and `tolist()` begin 
 
 def _kind(t): return 'nested' if t.is_nested else 'quantized' if t.is_quantized else type(t).__name__ if t.layout is torch.strided else str(t.layout).removeprefix('torch.')
 
-def storage_of(t): return t.untyped_storage().data_ptr()
-
 def written_by(
     func,  # an operation
     args,  # its arguments
@@ -233,7 +231,8 @@ class _Recorder(TorchDispatchMode):
 
     def note(self, name, args, kwargs, out, varies, line=''):
         "Write down an operation."
-        outs,all_of_it = tensors_in(out),tensors_in([args,kwargs,out])
+        outs = tensors_in(out)
+        all_of_it = tensors_in([args,kwargs]) + outs
         if varies: self.varies.update(map(id, outs if not name.endswith('_') else [*outs,args[0]]))
         self.known.update(map(id, all_of_it))
         if kinds := {_kind(t) for t in all_of_it if not is_dense(t)}: # the rules are for dense tensors
@@ -261,8 +260,6 @@ class _Recorder(TorchDispatchMode):
             if id(t) in self.pending or t.is_inference() and id(t) not in self.known:
                 self.pending.pop(id(t), None)
                 self.note('numpy', tuple(self.gone), {}, t, True)
-
-    def perform(self, func, name, args, kwargs, varies): return func(*args, **kwargs)
 
     def enter(self, module, args):
         if self.thread!=get_ident(): # what is done there is not seen

@@ -8,7 +8,6 @@ __all__ = ['Condensed', 'Trial', 'Condenser']
 # %% ../nbs/05_condense.ipynb #01c372e4
 import math
 from collections import Counter
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from .batches import *
 from .capture import *
-from .checks import check_copyable, check_model
 from .capture import sketch
+from .checks import check_copyable, check_model
 from .graph import *
 from .narrow import *
 from .plan import *
@@ -207,7 +206,7 @@ def _error(self:Condenser, trial): return self.reference.error(trial.model, tria
 def _agree(self:Condenser):
     "Weights that were computed from others are stored, and so rounded: an error if that is not all."
     if self.plain is self.model: return
-    tolerance = 100*torch.finfo(next((p.dtype for p in self.plain.parameters() if p.is_floating_point()), torch.float32)).eps
+    tolerance = 100*self.reference.eps
     if not (error := self.reference.error(self.model)) <= tolerance: raise ValueError(f'{type(self.model).__name__} differs by {error:.1e} from a copy whose weights '
         'are not computed from others: does its output depend on more than its input? verify=False takes it as it is')
 
@@ -216,10 +215,9 @@ def _own_memory(
     other:nn.Module  # the network that it is a copy of
 ):
     "Let a copy have its parameters and buffers in memory of its own."
-    def _at(t): return t.untyped_storage().data_ptr()
-    theirs = {_at(t) for f in (other.parameters,other.buffers) for t in f() if is_dense(t)}
+    theirs = {storage_of(t) for f in (other.parameters,other.buffers) for t in f() if is_dense(t)}
     for t in filter(is_dense, [*model.parameters(),*model.buffers()]):
-        if _at(t) in theirs: t.data = t.detach().clone()
+        if storage_of(t) in theirs: t.data = t.detach().clone()
 
 @patch
 def _bisect(self:Condenser, accepted, candidates, spared):
@@ -263,11 +261,11 @@ def _report(self:Condenser, trial, error, spared):
         if any(id(p) in reached for p in old.parameters(recurse=False)): layers.append(dict(layer=name, type=type(old).__name__, inputs_before=before[0], inputs_after=after[0],
             outputs_before=before[1], outputs_after=after[1], params_before=sizes[0], params_after=sizes[1]))
         if new is None or isinstance(new, Constant): continue
-        kept += [dict(layer=name or 'the model', units=n, reason=why) for why,n in self._dead(name, old, trial.plan, spared).items()]
+        kept += [dict(layer=name or 'the model', units=n, reason=why) for why,n in self._dead(old, trial.plan).items()]
         kept += [dict(layer=f'inputs of {name or "the model"}', units=n, reason=why) for why,n in self._unread(name).items()]
     spare = self._input_units()
     spare = spare[~self.graph.needed[spare] & trial.plan.keep[spare]]
-    if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self._why(spare, trial.plan, spared).items()]
+    if self.inputs: kept += [dict(layer='inputs', units=n, reason=why) for why,n in self.reasons.of(spare).items()]
     small = selected(trial.inputs, self.sample)
     n_in = [sum(x.shape[1:].numel() for x in xs if isinstance(x, Tensor) and is_dense(x)) for xs in (self.sample, small)]
     worst = '' if math.isnan(error) else str(self.reference.worst)
@@ -275,7 +273,7 @@ def _report(self:Condenser, trial, error, spared):
 
 # %% ../nbs/05_condense.ipynb #e0046b07
 @patch
-def _dead(self:Condenser, name, m, plan, spared):
+def _dead(self:Condenser, m, plan):
     "How many outputs of a layer are dead but stayed, for which reason."
     if not isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)): return {}
     if r := self.graph.readers.get(id(m.weight)): silent,units = ~r.ends[0],r.rows
@@ -284,7 +282,7 @@ def _dead(self:Condenser, name, m, plan, spared):
         silent = (m.weight.detach().transpose(0, dim).flatten(1)==0).all(1).cpu()
         units = next((u for (n,d),u in self.graph.bound.items() if d==dim and self.graph.tensors[n] is m.weight), None)
         if units is None or len(units)!=len(silent): return {'not reached by the sample':int(silent.sum())} if silent.any() else {}
-    return self._why(units[silent & plan.keep[units]], plan, spared)
+    return self.reasons.of(units[silent & plan.keep[units]])
 
 @patch
 def _unread(self:Condenser, name):
@@ -295,11 +293,6 @@ def _unread(self:Condenser, name):
         silent = r.cols[~r.ends[1]]
         found.update(why for n in self.reasons.made[silent].tolist() for why in self.reasons.makers[n])
     return found
-
-@patch
-def _why(self:Condenser, dead, plan, spared):
-    "How many of the `dead` units stayed for which reason."
-    return self.reasons.of(dead)
 
 class _Reasons:
     "Why units that are dead stayed: for each the first reason that holds, found in one pass over all."

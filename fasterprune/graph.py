@@ -16,12 +16,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from .batches import is_dense
+from .batches import storage_of, is_dense, named_tensors
 from .capture import *
 from .capture import sketch
 from .narrow import *
 from .rules import *
-from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, leaves, nothing, place, rows_of, rule, rules
+from .rules import Branch, Norm, Param, Signal, Size, barrier, compact, distinct, is_new, leaves, nothing, place, rows_of, rule, rules
 from . import layers, movement, products # they bring their rules
 from .recognized import recognize
 
@@ -343,8 +343,7 @@ def _perform(self:Graph):
     "Perform the captured operations on signals."
     tape = self.tape
     self.env,self.made = {},{}
-    self.tensors = {**dict(self.model.named_parameters(remove_duplicate=False)), **dict(self.model.named_buffers(remove_duplicate=False))}
-    self.tensors = {n:t for n,t in self.tensors.items() if is_dense(t)}
+    self.tensors = {n:t for n,t in named_tensors(self.model).items() if is_dense(t)}
     called = {n for n,_ in self.model.named_modules()} # a module that stands in several places goes by its first name
     for name,t in self.tensors.items():
         if name.rpartition('.')[0] in called: self.env[id(t)] = Param(name, t.detach(), tuple(range(t.ndim)))
@@ -352,7 +351,7 @@ def _perform(self:Graph):
     self.takers = Counter(id(t) for op in tape.ops for t in tensors_in([op.args,op.kwargs])) + Counter(map(id, tensors_in(tape.output)))
     self.stored,self.taken = {},Counter()
     for x in tape.seen: self._input(x)
-    for t in tensors_in(tape.seen): self.stored.setdefault(_storage(t), {})[id(t)] = t
+    for t in tensors_in(tape.seen): self.stored.setdefault(storage_of(t), {})[id(t)] = t
     ending = {}
     for c in tape.calls: ending.setdefault(c.last, []).append(c)
     try: inside,made = recognize(self)
@@ -363,7 +362,7 @@ def _perform(self:Graph):
         if self.at in made: self._step_whole(*made[self.at])
         for c in ending.get(self.at+1, []):
             if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
-        for t in tensors_in(op.out): self.stored.setdefault(_storage(t), {})[id(t)] = t
+        for t in tensors_in(op.out): self.stored.setdefault(storage_of(t), {})[id(t)] = t
     outputs = tensors_in(tape.output)
     if not any(isinstance(self.known(o), (Signal,Param)) for o in outputs): raise ValueError(f'{type(self.model).__name__} gives out {type(tape.output).__name__}, in which '
         'nothing is found that comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
@@ -372,7 +371,6 @@ def _perform(self:Graph):
         if isinstance(s := self.known(o), Signal): self.pin(s.ids, 'an output of the network')
         elif isinstance(s, Param): self.fix(s, 'an output of the network')
 
-def _storage(t): return t.untyped_storage().data_ptr()
 def _geometry(t): return t.data_ptr(),tuple(t.shape),t.stride()
 
 @patch
@@ -380,7 +378,7 @@ def known(self:Graph, t):
     "What is known of a tensor: a `Signal`, a `Param`, or nothing but its value, which is the code's."
     if (found := self.env.get(id(t))) is not None or t.numel()==0: return t if found is None else found
     if t.numel()>1 and (name := self.twins.get(_geometry(t))): return self.param(self.tensors[name])
-    seen = [o for o in self.stored.get(_storage(t), {}).values() if isinstance(self.env.get(id(o)), Signal)] # the same memory under another name
+    seen = [o for o in self.stored.get(storage_of(t), {}).values() if isinstance(self.env.get(id(o)), Signal)] # the same memory under another name
     if twins := [o for o in seen if _geometry(o)==_geometry(t)]: return self.env[id(twins[-1])]
     if not seen: return t
     for o in seen: self.pin(self.env[id(o)].ids, 'seen under another name')
@@ -422,7 +420,7 @@ def _step(self:Graph, op):
         return type(o)(map(_known, o)) if type(o) in (tuple,list) else o
     args,kwargs = _known(op.args),_known(op.kwargs)
     given = leaves([args,kwargs])
-    made = op.name.removeprefix('new_').removesuffix('_strided') in ('zeros','ones','full','empty') and bool(op.numbers)
+    made = is_new(op) and bool(op.numbers)
     self._count(op, given)
     if not made and not any(isinstance(a, (Signal,Param)) for a in given): return
     if op.inner: self.uses.update(a.name for t in tensors_in([[o.args,o.kwargs] for o in op.inner]) if isinstance(a := self.env.get(id(t)), Param))
@@ -466,7 +464,7 @@ def _failed(*what): failed_rules.append(what)
 @patch
 def _in_place(self:Graph, op, t, s, args):
     "What is changed is seen by all that share its memory; what shows another part of it is not followed."
-    sharing = list(self.stored.get(_storage(t), {id(t):t}).values())
+    sharing = list(self.stored.get(storage_of(t), {id(t):t}).values())
     if not all(_geometry(o)==_geometry(t) for o in sharing): s = barrier(self, op, [self.known(o) for o in sharing], args, why='of which others show parts')
     for o in sharing: self.env[id(o)] = s if o.shape==t.shape else Signal(s.ids.flatten()[:1].expand(o.shape), nothing.expand(o.shape))
 

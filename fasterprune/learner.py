@@ -191,11 +191,10 @@ def _delivers(learn, inputs):
 def _as_taken(model, xs):
     "A lone dict by keywords, if those are what `model` calls its inputs: then a callback unpacks it."
     if len(xs)!=1 or not isinstance(xs[0], Mapping): return xs
-    params = inspect.signature(model.forward).parameters
-    named = {n for n,p in params.items() if p.kind in (p.POSITIONAL_OR_KEYWORD,p.KEYWORD_ONLY)}
-    needed = {n for n in named if params[n].default is inspect.Parameter.empty}
-    others = any(p.kind==p.VAR_KEYWORD for p in params.values())
-    return as_tuple(xs[0]) if needed <= {*xs[0]} and named & {*xs[0]} and (others or {*xs[0]} <= named) else xs
+    signature = inspect.signature(model.forward)
+    try: signature.bind(**xs[0])
+    except TypeError: return xs
+    return as_tuple(xs[0]) if signature.parameters.keys() & xs[0].keys() else xs
 
 # %% ../nbs/05b_learner.ipynb #2b40a44f
 def _renewed(learn, condensed, keep_opt):

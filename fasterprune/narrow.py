@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
+from .batches import named_tensors
 from .capture import *
 
 # %% ../nbs/04e_narrow.ipynb #39f8b0ac
@@ -61,7 +62,7 @@ def put_tensors(
     tensors:dict     # new data by name of parameter or buffer, of any shape
 ):
     "Replace the data of parameters and buffers, and let the modules know their sizes."
-    old = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    old = named_tensors(model)
     for name,new in tensors.items(): old[name].data,old[name].grad = _as_laid_out(new.to(old[name].device), old[name]),None
     for m in model.modules():
         for cls,size in _sizes.items():

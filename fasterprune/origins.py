@@ -45,10 +45,12 @@ for _name in ('add','radd','sub','rsub','mul','rmul','floordiv','rfloordiv','mod
 # %% ../nbs/02aa_origins.ipynb #363b1179
 def _is_whole(v): return type(v) is int
 
+_may_be_traced = {int,tuple,list,torch.Size}
+
 def _traced(layer, attr, v, run):
-    "The attribute `v` as numbers that know where they come from; `None` if it holds no whole numbers."
+    "The attribute `v`, of one of these types, as numbers that know where they come from; `None` if it holds others."
     if _is_whole(v): return TracedInt(v, (Origin(layer, attr, None, v),), run)
-    if type(v) in (tuple,list,torch.Size) and v and all(map(_is_whole, v)):
+    if v and all(map(_is_whole, v)):
         return type(v)([TracedInt(n, (Origin(layer, attr, i, n),), run) for i,n in enumerate(v)])
 
 def _numbers(o):
@@ -80,7 +82,7 @@ def traced_numbers(
     "Let the numbers in the attributes of modules, and those in shapes, tell where they come from."
     calls = _Calls()
     for name,m in model.named_modules():
-        found = {k:t for k,v in vars(m).items() if (t := _traced(name, k, v, calls)) is not None}
+        found = {k:t for k,v in vars(m).items() if type(v) in _may_be_traced and (t := _traced(name, k, v, calls)) is not None}
         vars(m).update(found)
     with calls: yield calls
 

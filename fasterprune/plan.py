@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .batches import named_tensors
 from .capture import *
 from .narrow import *
 from .graph import *
@@ -130,7 +131,7 @@ def apply_plan(
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
     exact = {} if exact is None else exact
     for name in cut_layers(graph, plan): _become_plain(model, name, graph.plain[name], exact)
-    old = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    old = named_tensors(model)
     new,slices = {},{}
     for (name,dim),units in graph.bound.items():
         if name in old and not plan.keep[units].all():

@@ -14,6 +14,7 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
+from fasterprune.batches import storage_of
 from fasterprune.capture import *
 from fasterprune.narrow import *
 from fasterprune.rules import *
@@ -148,13 +149,13 @@ _convs = dict(stride=1, padding=0, dilation=1, groups=1)
 _transposed = dict(stride=1, padding=0, output_padding=0, groups=1, dilation=1)
 _pads = {'pad','constant_pad_nd','reflection_pad1d','reflection_pad2d','reflection_pad3d','replication_pad1d','replication_pad2d','replication_pad3d'}
 
-def _numbers(op, n):
+def _options_of(op, n):
     "The options of a convolution of `n` dimensions."
     defaults = _transposed if 'transpose' in op.name else _convs
     given = {**defaults, **dict(zip(defaults, op.args[3:])), **{k:v for k,v in op.kwargs.items() if k in defaults}}
     return {k:v if isinstance(v, (int,str)) else list(v)*(n if len(v)==1 else 1) for k,v in given.items()}
 
-def _parts(model, tape, call, i, varying):
+def _parts(tape, call, varying):
     "The operations inside `call` that take its input, if all others take but parameters, buffers and what is made of them."
     made,found = {id(call.args[0])},[]
     for o in tape.ops[call.first:call.last]:
@@ -183,7 +184,7 @@ def _candidates(op, pads, inner):
     w = op.args[1]
     base = dict(kind=_kinds[op.name], bias=_bias_of(op) is not None, same=False, inner=inner)
     if op.name=='linear': return [dict(base, args=dict(in_features=w.shape[1], out_features=w.shape[0]))] if not pads else []
-    numbers,n = _numbers(op, w.ndim-2),w.ndim-2
+    numbers,n = _options_of(op, w.ndim-2),w.ndim-2
     first,second = w.shape[:2]
     ins,outs = (first,second*numbers['groups']) if 'transpose' in op.name else (second*numbers['groups'],first)
     args = dict(numbers, in_channels=ins, out_channels=outs, kernel_size=list(w.shape[2:]))
@@ -199,20 +200,18 @@ def _larger(x, k): return torch.randn([*x.shape[:2], *[s+k for s in x.shape[2:]]
 # %% ../nbs/02f_recognized.ipynb #7895d44c
 @torch.no_grad()
 def find_plain_layer(
-    model:nn.Module, # the network
-    tape:Tape,       # what it does
-    call:Call,       # a call of a module in it
-    i:int,           # number of the operation in it that takes a weight
-    varying:set      # ids of all tensors that depend on the input
+    graph,      # the `Graph` that is being made
+    call:Call,  # a call of a module
+    i:int,      # number of the operation in it that takes a weight
+    varying:set # ids of all tensors that depend on the input
 ) -> PlainLayer|None:
     "What there is to know of a layer whose weight is computed, if the module is one and nothing else."
-    m,op,x = model.get_submodule(call.name),tape.ops[i],(call.args or (None,))[0]
+    m,op,x = graph.model.get_submodule(call.name),graph.tape.ops[i],(call.args or (None,))[0]
     inner,own = _owner(m, op.args[1].shape)
     if own is None or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
-    inside = _parts(model, tape, call, i, varying)
+    inside = _parts(graph.tape, call, varying)
     if not inside or inside[-1] is not op or any(o.name not in _pads for o in inside[:-1]) or x.ndim!=own.ndim and op.name!='linear': return None
-    calls = {j for c in tape.calls if c.name==call.name for j in range(c.first, c.last)}
-    if any(t is own for j,o in enumerate(tape.ops) if j not in calls for t in tensors_in([o.args,o.kwargs])): return None # someone else takes it, too
+    if _taken_elsewhere(graph, call.name, [own]): return None
     for dtype in (torch.float64,None): # in its own precision, if it runs in no other
         try:
             wide,y = copy_of(m, dtype).eval(),_larger(x, 0)[:1].to(dtype or x.dtype)
@@ -267,7 +266,7 @@ def _apply_plain_layer(graph, call, op, known):
     x = graph.signal(graph.known(call.args[0]))
     if op.name=='linear': out = rules['linear'](graph, op, x, weight, bias)
     else:
-        numbers = _numbers(op, weight.value.ndim-2)
+        numbers = _options_of(op, weight.value.ndim-2)
         mode = known.options['args'].get('padding_mode', 'zeros')
         padding = 1 if known.options['same'] or mode=='zeros' and any(as_tuple(known.options['args']['padding'])) else 0
         op = Op(op.name, (call.args[0],*op.args[1:]), op.kwargs, op.out, op.place, op.line)
@@ -363,7 +362,7 @@ def _apply_elementwise(graph, op, known):
     bias = bias if bias is None else graph.known(bias)
     x,n = graph.signal(graph.known(op.args[0])),0 if op.name=='linear' else op.args[1].ndim-2
     plain = bias if bias is None or isinstance(bias, Param) else None
-    out = rules[op.name](graph, op, x, weight, plain, **(_numbers(op, n) if n else {}))
+    out = rules[op.name](graph, op, x, weight, plain, **(_options_of(op, n) if n else {}))
     if plain is not bias: out = rules['add'](graph, Op('add', (op.out,op.out), {}, op.out, op.place, op.line), out, graph.signal(bias).moved(lambda t: t[(...,)+(None,)*n]))
     for (name,d),dim in known.others.items():
         units = graph.bound.get((own.name, dim))
@@ -387,18 +386,19 @@ def recognize(
         if m._modules or not m._parameters or isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
         names = {o.name.removesuffix('_') for o in tape.ops[c.first:c.last]}
         if not names & _averaging or not names <= _smooth: continue
-        if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _shared(graph, m, c.name) else None
+        if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _taken_elsewhere(graph, c.name, m._parameters.values()) else None
         if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))
-    stored = {id(t) for t in graph.tensors.values()} | {_memory(t) for t in graph.tensors.values()}
-    computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and id(o.args[1]) not in stored and _memory(o.args[1]) not in stored]
+    ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,storage_of)]
+    def _is_stored(t): return id(t) in ids or storage_of(t) in addresses
+    computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and not _is_stored(o.args[1])]
     varying = _varying(tape) if computed else ()
     makers,names = {id(t):i for i,o in enumerate(tape.ops) for t in tensors_in(o.out)} if computed else {},{id(t):n for n,t in graph.tensors.items()}
     for i,o in computed:
         calls = [c for c in tape.calls if c.name==o.place and c.first<=i<c.last]
         if not calls or id(o.args[1]) in varying: continue
         c = min(calls, key=lambda c: c.last-c.first)
-        if (plain := find_plain_layer(model, tape, c, i, varying)): _add(inside, made, c, lambda c=c, o=o, k=plain: _apply_plain_layer(graph, c, o, k))
+        if (plain := find_plain_layer(graph, c, i, varying)): _add(inside, made, c, lambda c=c, o=o, k=plain: _apply_plain_layer(graph, c, o, k))
     left = {i:k for i,o in computed if i not in inside and id(o.args[1]) not in varying and (k := find_elementwise(graph, i, makers, names))}
     chains = {j for k in left.values() for j in k.ops}
     for i,k in left.items():
@@ -408,14 +408,12 @@ def recognize(
         made[i] = Call(tape.ops[i].place, (), tape.ops[i].out, i, i+1),lambda i=i, k=k: _apply_elementwise(graph, tape.ops[i], k)
     return inside,made
 
-def _memory(t): return t.untyped_storage().data_ptr()
-
 def _add(inside, made, call, f):
     inside.update(range(call.first, call.last))
     made[call.last-1] = call,f
 
-def _shared(graph, m, name):
-    "Are parameters of a module used elsewhere, too?"
-    own = {id(p) for p in m._parameters.values() if p is not None}
+def _taken_elsewhere(graph, name, params):
+    "Does something outside of the calls of a module take one of `params`, too?"
     inner = {j for c in graph.tape.calls if c.name==name for j in range(c.first, c.last)}
-    return any(id(t) in own for j,o in enumerate(graph.tape.ops) if j not in inner for t in tensors_in([o.args,o.kwargs]))
+    taken = Counter(id(t) for o in [graph.tape.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
+    return any(taken[id(p)]!=graph.takers[id(p)] for p in params if p is not None)

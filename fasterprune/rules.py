@@ -37,7 +37,7 @@ nothing = torch.tensor(torch.nan, dtype=torch.float64)
 
 def distinct(t):
     "What `t` holds, without repeating what is only expanded."
-    return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())] if t.ndim else t
+    return t[tuple(slice(0, 1) if st==0 else slice(None) for st in t.stride())] if 0 in t.stride() else t
 
 def same(a, b):
     "Where are `a` and `b` the same, or both NaN?"
@@ -260,6 +260,12 @@ def _filled(graph, op, x, *args, **kwargs):
 # %% ../nbs/02b_rules.ipynb #9532bdb9
 _news = dict(zeros=0., ones=1., full=None, empty=torch.nan)
 
+def _filled_with(op): return op.name.removeprefix('new_').removesuffix('_strided')
+
+def is_new(op):
+    "Does an operation make a tensor of sizes in the code?"
+    return _filled_with(op) in _news
+
 @rule(*_news, *(f'new_{n}' for n in _news), 'new_empty_strided')
 def _new(graph, op, *args, **kwargs):
     "A constant of the code, but for sizes that stand in attributes or are those of units: they change with them."
@@ -268,7 +274,7 @@ def _new(graph, op, *args, **kwargs):
     counted = [d for d in range(1, op.out.ndim) if named[d] is not None and named[d].exact and named[d].origins[0].attr is not None]
     ids = graph.fresh_along(op.out.shape, counted) if counted else _as_wide(graph, named, op.out.shape)
     if ids is None: return None
-    fill = _news[op.name.removeprefix('new_').removesuffix('_strided')]
+    fill = _news[_filled_with(op)]
     if fill is None: fill = kwargs.get('fill_value', args[-1])
     out = Signal(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
     for d in counted: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])

@@ -81,11 +81,6 @@ _small = 2**14 # elements
 
 class _Written(Exception): pass
 
-def _each(f, o):
-    "`f` of all that is in nested containers."
-    if isinstance(o, dict): return {k:_each(f, v) for k,v in o.items()}
-    return type(o)(_each(f, a) for a in o) if type(o) in (tuple,list) else f(o)
-
 def _floats(o): return isinstance(o, Tensor) and o.is_floating_point()
 
 class _InFloat64(TorchDispatchMode):
@@ -108,13 +103,13 @@ class _InFloat64(TorchDispatchMode):
         name,kwargs = func.overloadpacket.__name__,kwargs or {}
         if self.shared and any(is_dense(t) and storage_of(t) in self.shared for t in written_by(func, args, kwargs)): raise _Written(f'{name} writes to a tensor of the network')
         if self.cast and self._is_part(name, func, args): return self._part(func, args, kwargs)
-        if self.cast and name=='embedding' and id(args[0]) not in self.exact: return self._out(func(*args, **kwargs))
+        if self.cast and name=='embedding' and id(args[0]) not in self.exact: return _widened(func(*args, **kwargs))
         if self.cast:
-            args = [self._operand(a, i) if name in _apart and isinstance(a, Tensor) else _each(self._operand, a) for i,a in enumerate(args)]
-            kwargs = _each(self._operand, kwargs)
+            args = [self._operand(a, i) if name in _apart and isinstance(a, Tensor) else self._operands(a) for i,a in enumerate(args)]
+            kwargs = {k:self._operands(a) for k,a in kwargs.items()}
         if name in ('linear','matmul') and args[0].ndim>2: args = [args[0].contiguous(), *args[1:]] # or else PyTorch multiplies each row by itself
         found = func(*args, **kwargs)
-        out = _each(self._out, found) if self.cast else found
+        out = map_tensors(_widened, found) if self.cast else found
         if self.dice is None: return out
         return self._off(out, out.abs(), found.dtype) if name in _casts and _floats(found) and found.dtype in _wide else self._rounded(name, func, args, kwargs, out)
 
@@ -128,16 +123,18 @@ class _InFloat64(TorchDispatchMode):
 
     def _part(self, func, args, kwargs):
         if not any(id(a) in self.exact for a in args if isinstance(a, Tensor)): return func(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad(): return func(*_each(self._operand, args), **kwargs) # PyTorch will take it for a view of the parameter
+        with torch.inference_mode(False), torch.no_grad(): return func(*self._operands(args), **kwargs) # PyTorch will take it for a view of the parameter
 
-    def _out(self, o): return o.to(_wide[o.dtype]) if isinstance(o, Tensor) and o.dtype in _wide else o
-
-    def _operand(self, o, place=None):
-        "In float64; in memory that is used again, if `place` tells which operand of an operation it is."
+    def _operands(self, o):
+        "In float64, and what is to be made as wide, too, unless it is rounded to less than the network is stored in."
         if isinstance(o, torch.dtype): return o if o.is_floating_point and torch.finfo(o).eps > self.eps else _wide.get(o, o)
-        if not isinstance(o, Tensor) or o.dtype not in _wide: return o
-        wide = self._in_room(o, place) if place is not None and o.numel()>_small and _is_dense(o) else o.to(_wide[o.dtype], copy=True)
-        for where,value in self.exact.get(id(o), ()): wide[where] = value.to(wide.device)
+        return map_tensors(self._operand, o)
+
+    def _operand(self, t, place=None):
+        "In float64; in memory that is used again, if `place` tells which operand of an operation it is."
+        if t.dtype not in _wide: return t
+        wide = self._in_room(t, place) if place is not None and t.numel()>_small and _is_compact(t) else t.to(_wide[t.dtype], copy=True)
+        for where,value in self.exact.get(id(t), ()): wide[where] = value.to(wide.device)
         return wide
 
     def _in_room(self, t, place):
@@ -148,9 +145,9 @@ class _InFloat64(TorchDispatchMode):
 
     def _rounded(self, name, func, args, kwargs, out):
         "What comes out, give or take the rounding of a sum of such terms."
-        def _squares(o): return o.square() if _floats(o) else o
-        if name in _sums and _floats(out): sizes = func(*_each(_squares, args), **_each(_squares, kwargs)).clamp(min=0).sqrt()
-        elif name in _sums|_composed: sizes = _each(lambda o: o.abs() if _floats(o) else o, out)
+        def _squares(t): return t.square() if _floats(t) else t
+        if name in _sums and _floats(out): sizes = func(*map_tensors(_squares, args), **map_tensors(_squares, kwargs)).clamp(min=0).sqrt()
+        elif name in _sums|_composed: sizes = map_tensors(lambda t: t.abs() if _floats(t) else t, out)
         else: return out
         return type(out)(map(self._off, out, sizes)) if type(out) in (tuple,list) else self._off(out, sizes)
 
@@ -159,7 +156,10 @@ class _InFloat64(TorchDispatchMode):
         if not _floats(o): return o
         return o + (torch.randint(2, o.shape, generator=self.dice)*2-1).to(o.device)*size*torch.finfo(dtype or o.dtype).eps
 
-def _is_dense(t):
+def _widened(t): return t.to(_wide[t.dtype]) if isinstance(t, Tensor) and t.dtype in _wide else t
+
+def _is_compact(t):
+    "Is it without gaps, and laid out as convolutions like it?"
     return t.is_floating_point() and (t.is_contiguous() or t.ndim==4 and t.is_contiguous(memory_format=torch.channels_last))
 
 # %% ../nbs/04b_verify.ipynb #ea2f5c76
@@ -251,7 +251,7 @@ class Reference:
         if self.pieces: net = copy_of(model, shared=True)
         else: net = copy_of(model, self.dtype)
         if self.device: net = net.to(self.device)
-        tensors = _tensors(net)
+        tensors = named_tensors(net)
         exact = {id(tensors[k]):v for k,v in (exact or {}).items() if k in tensors}
         if not self.pieces:
             for t in tensors.values():
@@ -312,15 +312,13 @@ class Reference:
         worst = _worst([None]*len(got))
         return _worst(self.noise(i)) if worst.error > self.tolerance and worst.difference > 0 else worst
 
-def _memory(model): return {storage_of(t) for t in filter(is_dense, _tensors(model).values()) if t.numel()}
-
-def _tensors(model): return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+def _memory(model): return {storage_of(t) for t in filter(is_dense, named_tensors(model).values()) if t.numel()}
 
 def _precision(model): return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 def _ways(model):
     "How to compute a network, best first: in which precision, piece by piece or a copy of it, and on which device if not on its own."
-    devices = {t.device.type for t in _tensors(model).values()}
+    devices = {t.device.type for t in named_tensors(model).values()}
     if 'mps' not in devices: yield torch.float64,True,None # which knows no float64
     if devices-{'cpu'}: yield torch.float64,True,'cpu'
     if 'mps' not in devices: yield torch.float64,False,None
@@ -329,7 +327,7 @@ def _ways(model):
 
 def _well_stored(model, exact):
     "Has rounding changed what is folded by no more than a few eps?"
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     for name,pairs in exact.items():
         if (t := tensors.get(name)) is None: continue
         info = torch.finfo(t.dtype)

@@ -413,6 +413,13 @@ def test_heads_that_share_keys_and_values_go_with_them(name):
     c = condensed(attention(three, grouped[name], kv=2), torch.randn(3, 10, 32))
     assert width(c, 'q', 'k', 'v')==[16,8,8] and (c.model.num_heads,c.model.num_kv_heads)==(2,1)
 
+def test_code_that_takes_no_other_numbers_than_its_own():
+    "What is handed to it while the network is watched are whole numbers of another class."
+    def _strict(m, x):
+        if type(m.k) is not int: raise TypeError(f'{m.k} is a {type(m.k).__name__}')
+        return m.b(m.a(x).relu().view(-1, m.k))
+    assert width(condensed(Net(_strict, a=dead(nn.Linear(4, 6), 0, 1), b=nn.Linear(6, 3), k=6), torch.randn(3, 4)), 'a')==[4]
+
 def test_one_head_of_keys_for_all_queries():
     net = attention(three, lambda m, q, k, v: sdpa(q, k, v, enable_gqa=True), kv=1)
     net.k,net.v = nn.Linear(32, 8),nn.Linear(32, 8)
