@@ -225,22 +225,27 @@ def test_a_norm_that_stands_in_two_places(make):
     c = condensed(net, randn(3, 7, 5))
     assert len(c.model.norm1.weight)==(12 if make is nn.LayerNorm else 8) and c.model.norm1 is c.model.norm2
 
-@pytest.mark.parametrize('make', [lambda: nn.LayerNorm(8, elementwise_affine=False), lambda: nn.LayerNorm(8), lambda: nn.RMSNorm(8), lambda: nn.RMSNorm(8, elementwise_affine=False)])
+@pytest.mark.parametrize('cls', [nn.LayerNorm,nn.RMSNorm])
+@pytest.mark.parametrize('affine', [True,False])
 @pytest.mark.parametrize('same', [True,False])
-def test_a_norm_that_is_called_twice(make, same):
+def test_a_norm_that_is_called_twice(cls, affine, same):
     "With the same units dead, or with others; along the same dimension, or along others."
     def _run(m, x): return m.c(m.n(m.a(x))).mean(1) + m.d(m.n(m.b(x.mean(1))) if other else m.n(m.b(x)).mean(1))
     for other in (False,True):
-        net = Model(_run, a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(5, 8), (1,4,6) if same else (0,2,6)), n=make(), c=nn.Linear(8, 3), d=nn.Linear(8, 2)).double().eval()
-        net.d = nn.Linear(8, 3).double()
-        with torch.no_grad(): net.c.weight[:,[1,4,6]] = 0; net.d.weight[:,[1,4,6] if same else [0,2,6]] = 0
+        gone = [1,4,6] if same else [0,2,6]
+        parts = dict(a=dead(nn.Linear(5, 8), (1,4,6)), b=dead(nn.Linear(5, 8), gone), n=cls(8, elementwise_affine=affine))
+        net = Model(_run, **parts, c=nn.Linear(8, 3), d=nn.Linear(8, 3)).double().eval()
+        with torch.no_grad():
+            net.c.weight[:,[1,4,6]] = 0
+            net.d.weight[:,gone] = 0
         c = condensed(net, randn(3, 7, 5))
         if not other: assert len(c.model.a.weight)==len(c.model.b.weight)==(5 if same else 7), c.report
 
 @pytest.mark.parametrize('make', [lambda: Standard(8, 8, 3, padding=1), lambda: nn.Conv2d(8, 8, 3, padding=1), lambda: nn.Conv2d(8, 8, 3, groups=8)])
 @pytest.mark.parametrize('twice', [True,False])
 def test_a_layer_that_stands_in_two_places(make, twice):
-    net = Model(lambda m, x: m.z(m.q(m.p(m.a(x))) if twice else m.p(m.a(x))), a=dead(nn.Conv2d(3, 8, 1), (0,1,2)), p=dead(make(), (0,1,2)), z=nn.Conv2d(8, 3, 1)).double().eval()
+    def _run(m, x): return m.z(m.q(m.p(m.a(x))) if twice else m.p(m.a(x)))
+    net = Model(_run, a=dead(nn.Conv2d(3, 8, 1), (0,1,2)), p=dead(make(), (0,1,2)), z=nn.Conv2d(8, 3, 1)).double().eval()
     net.q = net.p
     assert len(condensed(net, randn(2, 3, 6, 6)).model.p.weight)==5
 

@@ -352,7 +352,9 @@ def test_scores_by_baddbmm():
     c = condensed(attention(three, meet), torch.randn(3, 10, 32))
     assert c.model.o.in_features==16
 
-masks = dict(zeros=lambda q: torch.zeros(1, 4, 10, 10, dtype=q.dtype), slopes=lambda q: torch.tensor([.5**i for i in range(4)], dtype=q.dtype)[:,None,None]*torch.arange(10))
+masks = dict(
+    zeros=lambda q: torch.zeros(1, 4, 10, 10, dtype=q.dtype),
+    slopes=lambda q: torch.tensor([.5**i for i in range(4)], dtype=q.dtype)[:,None,None]*torch.arange(10))
 
 @pytest.mark.parametrize('name', masks)
 def test_a_mask_with_a_number_for_each_head_that_stands_in_the_code_keeps_them(name):
