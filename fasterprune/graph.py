@@ -112,7 +112,9 @@ def bind(self:Graph, param, dim, ids, role='makes'):
     "Note that `param` is sliced along `dim` as `ids` are; where it is bound already, both are the same units."
     if param is None: return
     key = param.name,dim
-    if key in self.bound: self.tie(self.bound[key], ids, f'sharing {param.name}')
+    if key in self.bound:
+        self.tie(self.bound[key], ids, f'sharing {param.name}')
+        if self.role[key]=='follows': self.role[key] = role
     else: self.bound[key],self.role[key] = ids,role
 
 @patch

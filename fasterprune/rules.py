@@ -284,6 +284,10 @@ def _as_wide(graph, named, shape):
     "The units of another tensor, for a new one that is as wide; `None` if it is not."
     for d,number in enumerate(named):
         s = graph.env.get(id(number.origins[0].tensor)) if d and number is not None and number.exact else None
+        if isinstance(s, Param) and isinstance(graph.model.get_submodule(s.layer), (nn.Linear,nn.modules.conv._ConvNd)) and shape[d]>1: # as its layer will say
+            ids = graph.fresh(shape[d])
+            graph.bind(s, s.dims[number.origins[0].index], ids, 'follows')
+            return spread(ids, d, shape)
         if isinstance(s, Signal) and not s.bare and [i for i in range(len(s.shape)) if s.varies(i)]==[number.origins[0].index]:
             return spread(rows_of(s.ids, number.origins[0].index)[:,0], d, shape)
 

@@ -198,6 +198,7 @@ made = dict(
     new_zeros=lambda m, x: x.new_zeros(len(x), m.h, *x.shape[2:]),
     zeros=lambda m, x: torch.zeros(len(x), m.h, x.shape[2], x.shape[3], dtype=x.dtype),
     of_a_layer=lambda m, x: x.new_zeros(len(x), m.n.out_channels, *x.shape[2:]),
+    of_a_weight=lambda m, x: x.new_zeros(len(x), m.n.weight.shape[0], *x.shape[2:]),
     new_full=lambda m, x: x.new_full((len(x),m.h,*x.shape[2:]), 0),
     full=lambda m, x: torch.full((len(x),m.h,*x.shape[2:]), 0., dtype=x.dtype),
     like=lambda m, x: torch.zeros_like(m.n(torch.cat([x, x.new_zeros(len(x), m.h, *x.shape[2:])], 1))))
@@ -234,7 +235,7 @@ def test_a_state_that_starts_at_zero_stays_there_if_its_candidate_is_dead(name):
     net = ConvGRU(made[name])
     for l in (net.z,net.r,net.n): dead(l, 0, 3, 4)
     c = condensed(net, torch.randn(2, 3, 6, 6))
-    assert width(c, 'z', 'r', 'n')==[5]*3 and c.model.h==(8 if name=='of_a_layer' else 5)
+    assert width(c, 'z', 'r', 'n')==[5]*3 and c.model.h==(8 if name in ('of_a_layer','of_a_weight') else 5)
 
 @pytest.mark.parametrize('name', ['new_zeros','zeros'])
 def test_all_gates_of_a_cell_in_one_layer(name):
