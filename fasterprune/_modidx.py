@@ -699,6 +699,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fasterprune.movement._attended': ('movement.html#_attended', 'fasterprune/movement.py'),
                                       'fasterprune.movement._bounds': ('movement.html#_bounds', 'fasterprune/movement.py'),
                                       'fasterprune.movement._cat': ('movement.html#_cat', 'fasterprune/movement.py'),
+                                      'fasterprune.movement._count_whole': ('movement.html#_count_whole', 'fasterprune/movement.py'),
                                       'fasterprune.movement._counts_heads': ('movement.html#_counts_heads', 'fasterprune/movement.py'),
                                       'fasterprune.movement._cut': ('movement.html#_cut', 'fasterprune/movement.py'),
                                       'fasterprune.movement._expanded_for_heads': ( 'movement.html#_expanded_for_heads',

@@ -69,6 +69,10 @@ def _tied_parts(graph, x, dim, size, op):
     parts = x.ids.unflatten(dim, (-1,size))
     graph.tie(parts.narrow(dim, 0, 1), parts, f'split in {place(op)}')
 
+def _count_whole(graph, numbers, units):
+    "Let attributes count all `units` that the sizes of their parts are computed from, as in `self.channels//2`."
+    for o in {o for number in numbers if number is not None for o in number.origins if o.attr is not None and o.value==len(units)}: graph.count(o, units)
+
 def _cut(graph, op, x, dim, start, stop, bounds):
     "Make sure that the part from `start` to `stop` stays one; `bounds` are pairs of a number in the code and the units that it counts."
     n = x.shape[dim]
@@ -79,7 +83,7 @@ def _cut(graph, op, x, dim, start, stop, bounds):
     doubt = graph.doubt(op)
     if n%2==0 and {start,stop} <= {0,n//2,n} and doubt==0 and n>2:
         _tied_parts(graph, x, dim, n//2, op)
-        for o in {o for number,_ in bounds if number is not None for o in number.origins if o.attr is not None and o.value==n}: graph.count(o, rows_of(x.ids, dim)[:,0])
+        _count_whole(graph, [number for number,_ in bounds], rows_of(x.ids, dim)[:,0])
     elif doubt<2:
         fixed = x.ids.narrow(dim, 0, stop) if stop<n else x.ids.narrow(dim, 0, start)
         graph.pin(fixed, f'counted in {place(op)} at {op.line}')
@@ -138,6 +142,7 @@ def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
     elif len(set(sizes))==1 and graph.doubt(op)==0:
         _tied_parts(graph, x, dim, sizes[0], op)
         graph.note_size(op, units[0], named[0] if named else None)
+        _count_whole(graph, named, rows_of(x.ids, dim)[:,0])
     else: graph.pin(x.ids, f'split in {place(op)} at {op.line}')
 
 @rule('glu')
@@ -297,7 +302,7 @@ def _free_dims(graph, op, dims, shape, open_at, named):
     found = heads[:1] + [d for d in dims if d in open_at]
     if not found:
         computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
-        found = [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + computed[:1] + [dims[-1]]
+        found = computed[:1] + [d for d in dims if attrs.get(d) and 'group' not in attrs[d]][:1] + [dims[-1]]
     return [*dict.fromkeys(found)]
 
 def _read_from_shapes(dims, free, named):

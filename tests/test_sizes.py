@@ -118,6 +118,7 @@ same = dict(
     of_a_layer=lambda: parted(lambda m, y: y.split([m.l.in_channels,m.k.num_features], 1), 16, l=nn.Conv2d(4, 4, 1), k=nn.BatchNorm2d(12)),
     halves=lambda: parted(lambda m, y: (y[:,:y.shape[1]//2],y[:,y.shape[1]//2:])),
     half_of_an_attribute=lambda: parted(lambda m, y: (y[:,:m.n//2],y[:,m.n//2:]), n=16),
+    paths=lambda: parted(lambda m, y: y.split(m.n//m.k, 1), n=16, k=2),
     chunks=lambda: parted(lambda m, y: y.chunk(4, 1)),
     of_a_part=lambda: parted(lambda m, y: y.split(m.box.c, 1), box=Box(c=8)),
     same_value=lambda: parted(lambda m, y: y.split([m.c,m.d], 1), c=8, d=8, e=8),
@@ -133,6 +134,15 @@ def test_parts(name):
     assert width(c, 'a')==[right]
     if name=='same_value': assert (c.model.c,c.model.d,c.model.e)==(4,4,8), 'the attributes that the code reads, and no others'
     assert all(getattr(net, k)==v for k,v in values.items()), 'the dense network keeps its own'
+
+def test_channels_that_are_told_apart_by_a_number_of_parts():
+    "As in split attention: the parts are as many as ever, whatever the attribute is called, and their channels go."
+    def run(m, x):
+        y = m.a(x)
+        return m.b(y.view(len(y), m.radix, y.shape[1]//m.radix, *y.shape[2:]).sum(1))
+    net = Net(run, radix=2, a=dead(nn.Conv2d(3, 16, 1), 1, 3, 9, 11), b=nn.Conv2d(8, 2, 1))
+    c = condensed(net, torch.randn(2, 3, 5, 5))
+    assert width(c, 'a')==[12] and c.model.radix==2
 
 def test_sizes_that_code_reads_from_a_layer():
     "As in networks that split what comes before by the widths of what comes after."
