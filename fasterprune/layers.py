@@ -188,7 +188,8 @@ def _normed_again(graph, op, ids, const, dim):
     "A norm that is called several times loses the same units each time: such as are 0, along the same dimension."
     graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {place(op)}, which is called several times')
     for m in [m for m in graph.norms if m.layer==op.place]:
-        graph.tie(m.units, ids, f'normed by {place(op)}')
+        if len(m.units)==len(ids): graph.tie(m.units, ids, f'normed by {place(op)}')
+        else: graph.pin(torch.cat([m.units, ids]), f'normed with others, which are not as many, by {place(op)}')
         if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
 
 def _machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
