@@ -95,6 +95,7 @@ class _InFloat64(TorchDispatchMode):
         super().__init__()
         self.exact,self.cast,self.eps,self.shared,self.room = exact or {},cast,eps,shared,{}
         self.dice = None if seed is None else torch.Generator().manual_seed(seed)
+        self.largest = 0. # of the numbers that were moved
 
     @classmethod
     def _should_skip_dynamo(cls): return False # PyTorch would import its compiler
@@ -155,6 +156,7 @@ class _InFloat64(TorchDispatchMode):
     def _off(self, o, size, dtype=None):
         "`o`, give or take eps times `size`."
         if not _floats(o): return o
+        if size.numel(): self.largest = max(self.largest, float(size.detach().abs().max().nan_to_num(0, 0, 0)))
         return o + (torch.randint(2, o.shape, generator=self.dice)*2-1).to(o.device)*size*torch.finfo(dtype or o.dtype).eps
 
 def _widened(t): return t.to(_wide[t.dtype]) if isinstance(t, Tensor) and t.dtype in _wide else t
@@ -265,8 +267,11 @@ class Reference:
         with ExitStack() as stack:
             for c in (evaluating(net), _forgotten(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
             torch.manual_seed(0)
-            if self.pieces or seed is not None: stack.enter_context(_InFloat64(exact, self.pieces, seed, self.eps, _memory(net) if self.pieces else ()))
-            with eagerly(): return _named(feed(net, map_tensors(torch.clone, xs)))
+            mode = _InFloat64(exact, self.pieces, seed, self.eps, _memory(net) if self.pieces else ())
+            if self.pieces or seed is not None: stack.enter_context(mode)
+            with eagerly(): out = _named(feed(net, map_tensors(torch.clone, xs)))
+            self.largest = mode.largest
+            return out
 
     def _first(self, choices):
         "The first of the choices that the network takes, and what it makes of it."
@@ -287,7 +292,8 @@ class Reference:
     def _moved(self, out, others):
         "How far each element of an output moves, as far as that may be rounding: if half of the digits change, it is something else."
         if not out.numel() or any(o.shape!=out.shape for o in others): return torch.zeros(out.shape, device=out.device)
-        most = torch.where(out.isfinite(), out.abs(), 0).double().max()*torch.finfo(self.dtype or _precision(self.dense[0])).eps**.5
+        eps = torch.finfo(self.dtype or _precision(self.dense[0])).eps
+        most = float((torch.where(out.isfinite(), out.abs(), 0).double().max()*eps**.5).clamp(min=1e4*eps*self.largest)) # or all of it is rounding
         return torch.stack([(o-out).abs().double() if out.is_floating_point() else (o!=out).double() for o in others]).amax(0).clamp(max=most)
 
     def error(self,
