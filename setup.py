@@ -1,7 +1,7 @@
 "Packaging: everything comes from settings.ini, except what must stand in pyproject.toml (name, python, build system)."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
@@ -24,4 +24,4 @@ setup(name=lib, version=cfg['version'], description=cfg['description'], keywords
     long_description=readme, long_description_content_type='text/markdown', url=cfg['git_url'], project_urls=urls,
     author=cfg['author'], author_email=cfg['author_email'], license=licenses[cfg['license']], license_files=['LICENSE'],
     python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(), extras_require=extras,
-    packages=[lib], include_package_data=False, zip_safe=False, entry_points=entry_points)
+    packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=False, zip_safe=False, entry_points=entry_points)

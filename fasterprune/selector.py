@@ -18,6 +18,7 @@ from torch import Tensor, nn
 class InputSelector(nn.Module, ItemTransform):
     "Cuts inputs down to the features that a network still reads; does nothing where that is all of them."
     order = 110 # behind normalization, which knows the features by their place
+    names = None # of the inputs; files of version 0.1.0 have none
     def __init__(self,
         kept:list, # for each input of the network `None`, or (dim, indices, shape of an item): what to keep along `dim`; `dim` 0: of the flattened item
         names=None # what the network calls its inputs, if it gets them by keywords

@@ -13,6 +13,8 @@ notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '
 parts = ('schedules criteria memory granularity capture narrow layers graph units contexts sparsify callback regularize sensitivity verify selector outcome '
     'plan condense saving learner shrinking export tickets features inputs prune_inputs shown path selection report data').split()
 
+def modules(folder): return [p.relative_to(folder/lib).as_posix() for p in sorted((folder/lib).rglob('*.py'))]
+
 def run(*cmd, cwd, **env):
     "Run `cmd` in `cwd`, which must succeed; its output is shown if it does not."
     env = {k:v for k,v in os.environ.items() if k not in ('IN_TEST', 'PYTHONPATH')} | env
@@ -40,16 +42,29 @@ def test_notebooks_are_clean(copy):
     assert not dirty, f'not clean, run `make clean-nbs`: {", ".join(map(str, dirty))}'
 
 def test_export_in_sync(copy):
-    for p in (copy/lib).glob('*.py'):
-        if p.name!='__init__.py': p.unlink()
+    for p in (copy/lib).rglob('*.py'):
+        if p!=copy/lib/'__init__.py': p.unlink()
     run(bin_dir/'nbdev-export', cwd=copy)
-    mods = {p.name for d in (root, copy) for p in (d/lib).glob('*.py')}
-    for name in sorted(mods):
+    for name in sorted(set(modules(root)) | set(modules(copy))):
         old,new = root/lib/name,copy/lib/name
         assert new.exists(), f'{lib}/{name} comes from no notebook: remove it, or write the notebook'
         assert old.exists(), f'{lib}/{name} is missing: run `make export`'
         same(old.read_text(encoding='utf-8'), new.read_text(encoding='utf-8'), f'{lib}/{name} is not what its notebook exports: run `make export`')
     assert (copy/'pyproject.toml').read_text()==(root/'pyproject.toml').read_text(), 'nbdev-export rewrites pyproject.toml'
+
+def test_checks_see_sub_packages(copy):
+    "A notebook in a folder that exports to a sub-package: its module is exported, compared and shipped."
+    nb = dict(cells=[dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[], source='#| default_exp room.deeper.thing'),
+        dict(cell_type='code', execution_count=None, id='b', metadata={}, outputs=[], source='#| export\nfrom fasterprune.schedules import Schedule\nx = 1')],
+        metadata={}, nbformat=4, nbformat_minor=5)
+    (copy/'nbs'/'room').mkdir()
+    (copy/'nbs'/'room'/'01_thing.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    run(bin_dir/'nbdev-export', cwd=copy)
+    new = set(modules(copy))-set(modules(root))
+    assert new=={'room/__init__.py', 'room/deeper/__init__.py', 'room/deeper/thing.py'}
+    assert 'from ...schedules import' in (copy/lib/'room/deeper/thing.py').read_text(encoding='utf-8')
+    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', cwd=copy)
+    assert {f'{lib}/{o}' for o in new} <= set(zipfile.ZipFile(next((copy/'dist').glob('*.whl'))).namelist())
 
 def test_readme_in_sync():
     same((root/'README.md').read_text(encoding='utf-8'), readme['readme'](), 'README.md is not what nbs/index.ipynb says: run `make readme`')
@@ -105,11 +120,11 @@ def _unknown_names(table, module):
     found = {n for n in found if not hasattr(module, n) and not hasattr(builtins, n)}
     return found.union(*[_unknown_names(t, module) for t in table.get_children()])
 
-@pytest.mark.parametrize('path', sorted((root/lib).glob('*.py')), ids=lambda p: p.stem)
-def test_names_that_are_used_exist(path):
+@pytest.mark.parametrize('name', modules(root))
+def test_names_that_are_used_exist(name):
     "With star imports a linter cannot tell, and code that is seldom run would fail only there."
-    module = import_module(lib if path.stem=='__init__' else f'{lib}.{path.stem}')
-    assert not (unknown := _unknown_names(symtable.symtable(path.read_text(encoding='utf-8'), str(path), 'exec'), module)), f'{path.name} uses {unknown}'
+    module,path = import_module('.'.join([lib, *name.removesuffix('.py').removesuffix('__init__').split('/')]).rstrip('.')),root/lib/name
+    assert not (unknown := _unknown_names(symtable.symtable(path.read_text(encoding='utf-8'), str(path), 'exec'), module)), f'{name} uses {unknown}'
 
 def test_package_builds_and_installs(copy):
     "The wheel comes out of the sdist, holds the package and nothing else, and imports without torchvision."
@@ -120,7 +135,7 @@ def test_package_builds_and_installs(copy):
     files = zipfile.ZipFile(wheel).namelist()
     info = f'{lib}-{cfg["version"]}.dist-info'
     assert {n.split('/')[0] for n in files}=={lib, info}
-    assert {n for n in files if n.startswith(lib+'/')}=={f'{lib}/{p.name}' for p in (root/lib).glob('*.py')}
+    assert {n for n in files if n.startswith(lib+'/')}=={f'{lib}/{name}' for name in modules(root)}
 
     target = copy/'installed'
     run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel, cwd=copy)
