@@ -19,7 +19,9 @@ from .capture import *
 from .capture import sketch
 from .checks import check_copyable, check_model
 from .graph import *
+from .rules import one_operation
 from .narrow import *
+from .plain_layers import *
 from .plan import *
 from .selector import *
 from .outcome import *
@@ -195,7 +197,7 @@ def _doubt_numbers(self:Condenser):
 def _other_ops(self:Condenser):
     "What the network does to a batch of another size, with images of another size if it takes them."
     for xs in other_batches(self.sample):
-        try: return sketch(self.plain, xs, one_operation).ops
+        try: return sketch(self.plain, xs, tuple(one_operation)).ops
         except ValueError: continue
     return []
 

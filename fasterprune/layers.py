@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fasterprune.capture import *
-from fasterprune.narrow import groups_of, gone_from
 from fasterprune.rules import *
 from fasterprune.rules import Norm, Param, Read, Signal, Size, barrier, distinct, leaves, nothing, place, rule, rules, some, spread
 
@@ -163,19 +162,19 @@ def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
     out = torch.where((c==0).all(-1, keepdim=True), shift, c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift)
     return Signal(x.ids, out.expand(c.shape).movedim(-1, dim))
 
-def _norm_over(graph, op, x, weight, bias, dim, eps, centered=True, module=None, groups=1):
-    "The signal after a norm over groups of the units along `dim`."
+def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1, group=None, gone=None):
+    "The signal after a norm over groups of the units along `dim`: `groups` equal ones, or `group` has the number of each unit's, and `gone` for each group what it counts besides (see `gone_from`)."
     if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
     x = graph.settled(x, op)
-    if groups==1 and module is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
+    if groups==1 and group is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
     ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
     at,then = graph.norm_dim(op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
     elif sum(c.name==op.place for c in graph.tape.calls)>1: _normed_again(graph, op, ids, const, at)
     n = len(ids)
-    group = groups_of(module, n) if module else torch.arange(n) // (n//groups)
-    total,r,m,v = torch.tensor(gone_from(module, n) if module else [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
+    if group is None: group = torch.arange(n) // (n//groups)
+    total,r,m,v = torch.tensor(gone or [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
     def _sums(t): return torch.zeros_like(total).index_add_(0, group, t)
     graph.norms.append(Norm(op.place, at, ids, const, group, None, then))
     mean = (_sums(const) + r*m)/total if centered else torch.zeros_like(total)
@@ -192,30 +191,20 @@ def _normed_again(graph, op, ids, const, dim):
         else: graph.pin(torch.cat([m.units, ids]), f'normed with others, which are not as many, by {place(op)}')
         if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
 
-def _machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
+def machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
 
 @rule('layer_norm')
 def _layer_norm(graph, op, x, shape, weight=None, bias=None, eps=1e-5, *args):
     if len(shape)>1: return barrier(graph, op, x, weight, bias, why='over several dimensions')
-    return _norm_over(graph, op, x, weight, bias, -1, eps)
+    return norm_over(graph, op, x, weight, bias, -1, eps)
 
 @rule('rms_norm')
 def _rms_norm(graph, op, x, shape, weight=None, eps=None):
     if len(shape)>1: return barrier(graph, op, x, weight, why='over several dimensions')
-    return _norm_over(graph, op, x, weight, None, -1, _machine_eps(eps, op), centered=False)
+    return norm_over(graph, op, x, weight, None, -1, machine_eps(eps, op), centered=False)
 
 @rule('group_norm')
-def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): return _norm_over(graph, op, x, weight, bias, 1, eps, groups=groups)
-
-@rule('NarrowNorm')
-def _narrow(graph, op, x, module=None):
-    weight,bias = [None if (p := getattr(module, k, None)) is None else graph.param(p) for k in ('weight','bias')]
-    out = _norm_over(graph, op, x, weight, bias, module.dim, _machine_eps(module.eps, op), not isinstance(module, nn.RMSNorm), module)
-    after = [o for o in op.inner if o.place.startswith(f'{op.place}.'.lstrip('.'))] if module.then else []
-    if not after: return out
-    graph.env[id(after[0].args[0])] = out
-    for o in after: graph._step(o)
-    return graph.env[id(op.out)]
+def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): return norm_over(graph, op, x, weight, bias, 1, eps, groups=groups)
 
 # %% ../nbs/02c_layers.ipynb #266fa3b0
 @rule('prelu')

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .batches import named_tensors
 from .capture import *
 from .narrow import *
+from .plain_layers import *
 from .graph import *
 from .layers import effective, outputs_first
 from .rules import Signal, distinct, rows_of

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fasterprune.batches import storage_of
 from fasterprune.capture import *
-from fasterprune.narrow import *
+from fasterprune.plain_layers import become_layer
 from fasterprune.rules import *
-from fasterprune.rules import Norm, Param, Signal, pointwise, rules, spread
+from fasterprune.rules import Norm, Param, Signal, one_operation, pointwise, rules, spread
 from fasterprune.layers import norm_within, within
 
 # %% ../nbs/02f_recognized.ipynb #3a5e8de2
@@ -383,7 +383,7 @@ def recognize(
     for c in tape.calls:
         if not c.name or c.last<=c.first or not isinstance(c.out, Tensor) or len(tensors_in(c.args))!=1 or not isinstance(c.args[0], Tensor): continue
         m = model.get_submodule(c.name)
-        if m._modules or not m._parameters or isinstance(m, NarrowNorm) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
+        if m._modules or not m._parameters or isinstance(m, tuple(one_operation)) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
         names = {o.name.removesuffix('_') for o in tape.ops[c.first:c.last]}
         if not names & _averaging or not names <= _smooth: continue
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _taken_elsewhere(graph, c.name, m._parameters.values()) else None

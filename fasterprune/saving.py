@@ -22,6 +22,7 @@ import fasterprune
 from .batches import *
 from .capture import *
 from .narrow import *
+from .plain_layers import *
 from .selector import *
 from .outcome import *
 from .tables import *

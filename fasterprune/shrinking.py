@@ -21,6 +21,7 @@ from .batches import *
 from .capture import *
 from .graph import *
 from .narrow import *
+from .plain_layers import *
 from .plan import *
 from .selector import *
 from .outcome import *
