@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from time import perf_counter
 import pandas as pd
 from peers import *
-from zeros import cast, pairs, ways, zeroed
-from zoo import chains, classifiers, families, giants, network, segmenters
+from support.zeros import cast, pairs, ways, zeroed
+from support.zoo import chains, classifiers, families, giants, network, segmenters
 
 workers = int(os.environ.get('WORKERS', 2))
 names = [a for a in sys.argv[1:] if a[0]!='-']

@@ -48,9 +48,9 @@ def times(name):
     "Seconds of each part, and of the float64 passes of both networks that the verification needs."
     import torch
     from copy import deepcopy
-    from fasterprune.condense import Condenser
-    from fasterprune.capture import as_tuple
-    from fasterprune.verify import Reference
+    from fasterprune.condense.condenser import Condenser
+    from fasterprune.core.batches import as_tuple
+    from fasterprune.condense.verify import Reference
     model,x = network(name)
     Condenser(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.randn(2, 2)).condense() # imports
     c,edit = timed(lambda: Condenser(model, x).condense(verify=False))
@@ -68,7 +68,7 @@ def times(name):
 
 def memory(name):
     "Peak memory beyond that of the model, over it."
-    from fasterprune.condense import Condenser
+    from fasterprune.condense.condenser import Condenser
     model,x = network(name)
     own = sum(p.numel()*p.element_size() for p in model.parameters())
     return dict(memory_beyond=peak(lambda: Condenser(model, x).condense())[1]/own)

@@ -6,8 +6,8 @@ from statistics import median
 from time import process_time
 import pandas as pd
 from peers import *
-from zeros import zeroed
-from zoo import network
+from support.zeros import zeroed
+from support.zoo import network
 
 names = [a for a in sys.argv[1:] if a[0]!='-']
 

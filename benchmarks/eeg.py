@@ -25,15 +25,15 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 import fasterprune
-from fasterprune.data import tensor_dls
-from fasterprune.eeg_data import eeg_cueing, eeg_eye_state, eeg_left_right, side_score
-from fasterprune.eeg_features import band_power, hjorth
-from fasterprune.eeg_models import EEG2Saliency, EEG2SaliencyVAE, KLCallback, adversarial_learner, eeg_encoder
-from fasterprune.eeg_simulator import simulate_eeg
-from fasterprune.learner import *
-from fasterprune.prune_inputs import InputPruneCallback
-from fasterprune.study import Appender, Results
-from fasterprune.saliency import SaliencyLoss, centre_bias, mean_map, mean_measure, measures, paired_p, permutation_p
+from fasterprune.core.data import tensor_dls
+from fasterprune.eeg.data import eeg_cueing, eeg_eye_state, eeg_left_right, side_score
+from fasterprune.eeg.features import band_power, hjorth
+from fasterprune.eeg.models import EEG2Saliency, EEG2SaliencyVAE, KLCallback, adversarial_learner, eeg_encoder
+from fasterprune.eeg.simulator import simulate_eeg
+from fasterprune.inputs.callback import InputPruneCallback
+from fasterprune.studies.study import Appender, Results
+from fasterprune.eeg.saliency import SaliencyLoss, centre_bias, mean_map, mean_measure, measures, paired_p
+from fasterprune.eeg.saliency import permutation_p
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fasterprune
-from fasterprune.data import data_file
-from fasterprune.selection import SelectFromNet
+from fasterprune.core.files import data_file
+from fasterprune.inputs.sklearn import SelectFromNet
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv

@@ -7,8 +7,8 @@ from torch import nn
 
 import fasterprune
 from fasterprune.all import *
-from fasterprune.cli import recipes, run_demo
-from fasterprune.data import data_file
+from fasterprune.demo import recipes, run_demo
+from fasterprune.core.files import data_file
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv

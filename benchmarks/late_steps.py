@@ -6,7 +6,7 @@ twentieth of 20,000 steps; ten minutes. `--quick`: 1,600 steps, with a mean of s
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
-from fasterprune.training import NoValidation
+from fasterprune.studies.training import NoValidation
 from step_overhead import interleaved, mlp
 
 n_steps,sqr_mom,bs = (1600,.9,64) if quick else (20_000,.99,64)

@@ -3,8 +3,8 @@ Writes results/condense_latency.csv; if names of networks are given, only their 
 from copy import deepcopy
 import pandas as pd
 from peers import *
-from zeros import zeroed
-from zoo import network
+from support.zeros import zeroed
+from support.zoo import network
 
 names = [a for a in sys.argv[1:] if a[0]!='-']
 

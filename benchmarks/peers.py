@@ -12,7 +12,7 @@ from fasterprune.all import *
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'tests')) # the networks of the tests, and their zeros
-from zeros import gap, images, n_out
+from support.zeros import gap, images, n_out
 
 quick = '--quick' in sys.argv
 

@@ -11,7 +11,7 @@ from statistics import median
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
-from fasterprune.moments import Settled
+from fasterprune.core.optimizer_state import Settled
 from step_overhead import middle, mlp, resnet
 
 events = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step','after_batch'

@@ -9,7 +9,7 @@ import io, threading, time
 from fastai.basics import *
 from fastai.callback.all import *
 from PIL import Image
-from fasterprune.data import data_file
+from fasterprune.core.files import data_file
 from peers import *
 from step_overhead import Turn
 

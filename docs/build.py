@@ -16,8 +16,10 @@ nbs,pages,out = root/'nbs',root/'docs'/'_proc',root/'docs'/'_build'
 here = 'https://site.invalid/'  # stands for this site until the links are made relative
 blob = f'{cfg["git_url"]}/blob/{cfg["branch"]}/'
 colab = blob.replace('https://github.com/', 'https://colab.research.google.com/github/')
+runnable = 'tutorials','howto','explain','papers' # folders of pages that are opened in Colab
 shown = {}  # page: the symbols that have a heading there
-captions = {'': 'The library', 'tutorials': 'Tutorials', 'papers': 'Papers'}
+captions = {'': 'fasterprune', 'howto': 'How to', 'explain': 'Explained', 'papers': 'Papers', 'sparsify': 'Sparsify', 'condense': 'Condense', 'inputs': 'Inputs',
+    'learner': 'Learner', 'graph': 'Graph', 'core': 'Core', 'studies': 'Studies', 'eeg': 'EEG'}
 
 class RunExports(exec_show_docs):
     "Run only what `show_doc` needs, exported cells and cells of imports; the outputs that the author saved stay."
@@ -42,7 +44,7 @@ def notebooks():
     "All notebooks in reading order: by folder as in `captions`, by number, by name."
     found = [p.relative_to(nbs) for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts)]
     order = list(captions)
-    def _key(p): return order.index(p.parts[0] if len(p.parts)>1 else ''), str(p)
+    def _key(p): return order.index(p.parts[0] if len(p.parts)>1 else ''), p.stem!='index', str(p)
     unknown = {p.parts[0] for p in found if len(p.parts)>1} - captions.keys()
     if unknown: sys.exit(f'docs/build.py: give these folders of nbs/ a caption: {", ".join(sorted(unknown))}')
     return sorted(found, key=_key)
@@ -126,7 +128,7 @@ def process(nb):
 def write_page(nb, notebook):
     "The page of the processed notebook `nb`; gives its name for the table of contents."
     cells = list(convert(notebook.cells, nb))
-    if len(nb.parts)>1: cells.insert(1, mk_cell(f'[Open in Colab]({colab}nbs/{nb.as_posix()})', 'markdown'))
+    if nb.parts[0] in runnable: cells.insert(1, mk_cell(f'[Open in Colab]({colab}nbs/{nb.as_posix()})', 'markdown'))
     notebook.cells = cells
     notebook.metadata = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
         language_info=dict(name='python', pygments_lexer='ipython3'))
@@ -156,12 +158,25 @@ def write_pages():
     index.cells.append(mk_cell(toctrees(names), 'markdown'))
     write_nb(index, pages/'index.ipynb')
 
+_elsewhere = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>This page has moved</title><link rel="canonical" href="{0}">
+<meta http-equiv="refresh" content="0; url={0}"><script>location.replace("{0}"+location.hash)</script></head>
+<body><p>This page is now <a href="{0}">{0}</a>.</p></body></html>
+"""
+
+def redirect_moved():
+    "Where a page stood in an earlier version, a page that leads to where it is: pairs in docs/moved.txt."
+    for old,new in map(str.split, (root/'docs'/'moved.txt').read_text(encoding='utf-8').splitlines()):
+        if not (out/'html'/f'{new}.html').exists(): sys.exit(f'docs/moved.txt: {old} leads to {new}, which is no page')
+        if (out/'html'/f'{old}.html').exists(): sys.exit(f'docs/moved.txt: {old} is a page again: take out its line')
+        (out/'html'/f'{old}.html').write_text(_elsewhere.format(f'{new}.html'), encoding='utf-8')
+
 def main():
     os.environ['IN_TEST'] = '1'  # exported cells are run to read their signatures: they should do nothing else
     write_pages()
     del os.environ['IN_TEST']
     cmd = [sys.executable, '-m', 'sphinx', '-b', 'html', '-q', '-W', '--keep-going', '-c', root/'docs', '-d', out/'doctrees', pages, out/'html']
     code = subprocess.run(list(map(str, cmd))).returncode
+    if code==0: redirect_moved()
     print('docs/_build/html/index.html written' if code==0 else 'The site has faults: see above.')
     sys.exit(code)
 

@@ -5,7 +5,8 @@ import pytest
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from torch import nn
 from fasterprune.all import *
-from fasterprune.cli import mlp, recipes
+from fasterprune.core.models import evaluating
+from fasterprune.demo import mlp, recipes
 
 command = Path(sysconfig.get_path('scripts'))/'fasterprune-demo'
 

@@ -52,7 +52,7 @@ def test_a_feature_path_goes_on_from_its_folder(tmp_path, monkeypatch):
     assert torch.equal(torch.tensor([r['retrained'] for r in path.rows], dtype=torch.float64), outputs['feature_path.retrained'])
 
 def test_rows_of_a_study_count_as_done():
-    from fasterprune.study import Study, run_study
+    from fasterprune.studies.study import Study, run_study
     def _not_again(settings): raise AssertionError('a finished run is done again')
     rows = run_study(Study('toy', 'squares', make.squares, _not_again, ('squared',), None), out=old/'rows', seeds=2, bar=False).rows()
     assert [(r['number'], r['squared'], r['fasterprune']) for r in rows]==[('2', '4', '0.1.0'), ('3', '9', '0.1.0')]*2

@@ -1,0 +1,219 @@
+"Studies: killed, torn, shared, and told what is wrong with them."
+import csv, os, random, shutil, signal, subprocess, sys, sysconfig, time
+from pathlib import Path
+import pytest, torch
+
+from fasterprune.studies.networks import networks
+from fasterprune.studies.study import Appender, Results
+from fasterprune.studies.command import report_study, restrict, studies
+from fasterprune.studies.one_cycle import study_one_cycle
+from fasterprune.studies.training import scales
+
+script = '''
+import sys
+from fasterprune.data import *
+from fasterprune.networks import *
+from fasterprune.study import *
+from fasterprune.training import *
+
+def cells(scale): return [dict(epochs=e, hidden=h) for e in (1,2) for h in (8,16,32,64,128)]
+def run(s):
+    data = digits().part(256, 100).ready()
+    model = networks['mlp'](data.shape, 10, (s['hidden'],))
+    return dict(accuracy=accuracy_of(train(model, data, s['epochs'], 'cpu', s['seed']).model, data), parameters=n_params(model))
+def n_params(m): return sum(p.numel() for p in m.parameters())
+tiny = Study('tiny', 'Hidden layers', cells, run, ('accuracy','parameters'), None)
+if __name__=='__main__': run_study(tiny, sys.argv[1], seeds=3, jobs=int(sys.argv[2]), shard=tuple(map(int, sys.argv[3].split('/'))), bar=False)
+'''
+
+@pytest.fixture
+def tiny(tmp_path):
+    "`tiny(jobs=1, shard='1/1')` starts a study of 30 short runs in a process of its own."
+    (tmp_path/'tiny_study.py').write_text(script)
+    def _start(jobs=1, shard='1/1'):
+        return subprocess.Popen([sys.executable, '-W', 'ignore', str(tmp_path/'tiny_study.py'), str(tmp_path/'out'), str(jobs), shard], env={**os.environ, 'OMP_NUM_THREADS':'1'},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    _start.results = Results(tmp_path/'out'/'tiny.csv', ['scale','seed','epochs','hidden'], ['accuracy','parameters','seconds','fasterprune','torch','fastai','python','machine'])
+    return _start
+
+wanted = {('cpu', str(s), str(e), str(h)) for s in range(3) for e in (1,2) for h in (8,16,32,64,128)}
+
+def _n_rows(path): return path.read_bytes().count(b'\n')-1 if path.exists() else 0
+
+def _wait(p):
+    out = p.communicate()[0]
+    return p.returncode,out
+
+@pytest.mark.parametrize('jobs', [1, pytest.param(2, marks=pytest.mark.long)])
+def test_killed_three_times(tiny, jobs):
+    "SIGKILL at random moments: in the end each run is there once, and none was done again."
+    path,rng,at = tiny.results.path,random.Random(jobs),[]
+    for n in (2,9,17):
+        p = tiny(jobs)
+        while p.poll() is None and _n_rows(path)<n: time.sleep(.01)
+        time.sleep(rng.random()*.3)
+        p.send_signal(signal.SIGKILL) # the process that writes; those that work for it end by themselves
+        _wait(p)
+        at.append(path.read_bytes())
+    for before,after in zip(at, at[1:]): assert after.startswith(before[:before.rfind(b'\n')+1]), 'what was written stays'
+    code,out = _wait(tiny(jobs))
+    assert code==0, out
+    keys = [tiny.results.key(r) for r in tiny.results.rows()]
+    assert _n_rows(path)==len(keys)==30 and set(keys)==wanted
+
+def test_a_killed_process_leaves_nobody_behind(tiny):
+    "Workers end when the process ends that they work for, and the file can be written again at once."
+    p,start = tiny(2),time.monotonic()
+    while p.poll() is None and _n_rows(tiny.results.path)<2: time.sleep(.01)
+    patience = 10*(time.monotonic()-start) # of as slow a machine as this one is now
+    workers = [int(o) for o in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()]
+    assert workers
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    end = time.monotonic()+patience
+    def _alive(pid): # a zombie is none
+        try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]!='Z'
+        except OSError: return False
+    while any(map(_alive, workers)) and time.monotonic()<end: time.sleep(.05)
+    assert not any(map(_alive, workers))
+
+@pytest.mark.long
+def test_a_killed_worker_is_told(tiny):
+    p = tiny(2)
+    while p.poll() is None and _n_rows(tiny.results.path)<2: time.sleep(.01)
+    workers = [int(o) for o in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()]
+    def _works(pid): return 'spawn_main' in Path(f'/proc/{pid}/cmdline').read_text()
+    os.kill(next(filter(_works, workers)), signal.SIGKILL)
+    code,out = _wait(p)
+    assert code!=0 and 'a process of tiny was killed: run the same command again, and it goes on' in out
+    assert _wait(tiny(2))[0]==0
+    assert {tiny.results.key(r) for r in tiny.results.rows()}==wanted
+
+def test_shards_side_by_side_and_merged(tiny):
+    both = [tiny(shard=f'{i}/2') for i in (1,2)]
+    for p in both:
+        code,out = _wait(p)
+        assert code==0, out
+    r = tiny.results
+    assert [p.name for p in r.parts()]==['tiny.1-of-2.csv','tiny.2-of-2.csv'] and not r.path.exists()
+    before = sorted(map(r.key, r.rows()))
+    r.merge()
+    assert [p.name for p in r.path.parent.iterdir()]==['tiny.csv'] and sorted(map(r.key, r.rows()))==before and set(before)==wanted
+    size = r.path.stat().st_size
+    assert _wait(tiny(shard='1/2'))[0]==0, 'nothing is left to do'
+    r.merge()
+    assert r.path.stat().st_size==size
+
+def test_two_processes_and_one_file(tiny):
+    r = tiny.results
+    with Appender(r, r.path):
+        before = r.path.read_bytes()
+        code,out = _wait(tiny())
+        assert code!=0 and 'another process writes' in out and r.path.read_bytes()==before
+    assert _wait(tiny())[0]==0 and set(map(r.key, r.rows()))==wanted
+
+@pytest.mark.parametrize('end', [b'cpu,0,1', b'cpu,0,1,8,0.5', b'"cpu', b'\xc3'])
+def test_a_torn_last_line(tmp_path, end):
+    "Whatever the last line is, the runs before it count, and it goes before something is appended."
+    r = Results(tmp_path/'s.csv', ['a'], ['b'])
+    with Appender(r, r.path) as append: append(dict(a=1, b=2.))
+    whole = r.path.read_bytes()
+    r.path.write_bytes(whole+end)
+    assert [o['a'] for o in r.rows()]==['1']
+    with Appender(r, r.path) as append: append(dict(a=2, b=3.))
+    assert r.path.read_bytes()==whole+b'2,3\n'
+
+def test_torn_header(tmp_path):
+    r = Results(tmp_path/'s.csv', ['a'], ['b'])
+    r.path.write_bytes(b'a,')
+    assert r.rows()==[]
+    with Appender(r, r.path) as append: append(dict(a=2, b=3.))
+    assert r.path.read_bytes()==b'a,b\n2,3\n'
+
+def _command(*args, **env):
+    r = subprocess.run([str(Path(sysconfig.get_path('scripts'))/'fasterprune-study'), *args], capture_output=True, text=True, env={**os.environ, **env})
+    return r.returncode,r.stdout+r.stderr
+
+@pytest.mark.parametrize('args,message', [
+    (('three_cycle',), "study 'three_cycle' is not known: take one of one_cycle"),
+    (('one_cycle','--scale','tpu'), "scale 'tpu' is not known"),
+    (('one_cycle','--data','cats'), "data 'cats' is not part of one_cycle at scale cpu: take some of cifar10, mnist"),
+    (('one_cycle','--network','lenet'), "network 'lenet' is not part of one_cycle"),
+    (('one_cycle','--shard','3/2'), 'shard 3/2')])
+def test_bad_commands(args, message, tmp_path):
+    code,out = _command(*args, '--out', str(tmp_path))
+    assert code==1 and message in out and 'Traceback' not in out and not any(tmp_path.iterdir())
+
+def test_missing_data_is_said_first(tmp_path):
+    code,out = _command('one_cycle', '--out', str(tmp_path/'out'), FASTERPRUNE_DATA=str(tmp_path), HOME=str(tmp_path), FASTAI_HOME=str(tmp_path), https_proxy='http://127.0.0.1:9', http_proxy='http://127.0.0.1:9')
+    assert code==1 and 'CIFAR-10 is not there: connect to the network, or set FASTERPRUNE_DATA to a folder with cifar10_jpeg.npz' in out and 'Traceback' not in out
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('name', list(studies))
+def test_runs_can_be_told_apart(name):
+    for scale in scales:
+        s = studies[name]
+        keys = [tuple(c.values()) for c in s.settings(scale, 2)]
+        assert len(set(keys))==len(keys) and len({tuple(c) for c in s.settings(scale, 2)})==1
+        assert {c['network'] for c in s.cells(scale)} <= set(networks)
+
+@pytest.mark.parametrize('name', list(studies))
+def test_results_are_complete_and_the_command_reports_them(name, tmp_path):
+    "What is committed has each run of three seeds once, and nothing else at this scale."
+    s,results = studies[name],Path(__file__).parents[2]/'results'
+    wanted,found = s.results(results),[k for k in csv.DictReader(open(results/f'{name}.csv')) if k['scale']=='cpu']
+    assert sorted(map(wanted.key, found))==sorted(map(wanted.key, s.settings('cpu', 3)))
+    shutil.copy(results/f'{name}.csv', tmp_path)
+    code,out = _command(name, '--report', '--out', str(tmp_path))
+    assert code==0 and f'Report: {tmp_path/name}.html' in out
+    assert f'{len(found)} of {len(found)} runs, 3 seeds' in (tmp_path/f'{name}.html').read_text()
+
+@pytest.mark.parametrize('name', list(studies))
+@pytest.mark.parametrize('n', [1,5,7,12,25,60,None])
+def test_report_of_what_is_finished(name, n, tmp_path):
+    "A page is written however few runs there are, and it has all of them counted."
+    s = studies[name]
+    r,rng = s.results(tmp_path),random.Random(0)
+    settings = s.settings('cpu', 2)
+    with Appender(r, r.path) as append:
+        for o in settings[:n]: append({**dict.fromkeys(r.columns, rng.random()), **dict(n_inputs=16, left=4, kept='00ff', seconds=1.), **o})
+    page = report_study(s, tmp_path, 'cpu').read_text()
+    seeds = 1+max(o['seed'] for o in settings[:n])
+    assert f'{len(settings[:n])} of {len(s.settings("cpu", seeds))} runs' in page and page.count('<h2')>=1
+    if n is None: assert page.count('<img')>=1+(name!='pretraining') and page.count('<table')>=1
+
+def test_missing_weights_are_said_first(monkeypatch):
+    "Without ImageNet weights a study that needs them does not begin."
+    import torchvision
+    def _none(**kwargs): raise OSError('no network')
+    monkeypatch.setattr(torchvision.models, 'vgg16_bn', _none)
+    s = restrict(studies['pretraining'], 'gpu', source='imagenet')
+    with pytest.raises(ValueError, match='ImageNet weights of .* are not there: connect to the network, or choose runs without them'): s.check(s.cells('gpu'))
+    studies['pretraining'].check(restrict(studies['pretraining'], 'gpu', source='halves').cells('gpu'))
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', list(studies))
+@pytest.mark.parametrize('scale', ['cpu','gpu'])
+def test_smoke(name, scale, data_path):
+    "One short run of each kind goes through; at the scale of a GPU, without one, those of CIFAR-10."
+    for f in ('mnist.npz','cifar10_jpeg.npz','caltech101_64px_jpeg.npz'): data_path(f)
+    args = ['--data','cifar10']*(scale=='gpu' and not torch.cuda.is_available()) + ['--only','source=halves']*(name=='pretraining' and scale=='gpu') # a test downloads no weights
+    code,out = _command(name, '--smoke', '--scale', scale, *args)
+    assert code==0, out
+    cells = [c for c in studies[name].cells(scale) if '--data' not in args or c['data']=='cifar10']
+    assert all(n in out for n in {c['network'] for c in cells})
+
+@pytest.mark.parametrize('name', list(studies))
+def test_other_data(name):
+    "What a study does with its own data it does with others, each network once."
+    code,out = _command(name, '--smoke', '--data', 'digits')
+    assert code==0 and 'digits' not in {c['data'] for c in studies[name].cells('cpu')}
+    assert all(n in out for n in {c['network'] for c in studies[name].cells('cpu')})
+
+@pytest.mark.parametrize('seed', [0,1])
+def test_the_same_seed_gives_the_same_run(seed, data_path):
+    data_path('mnist.npz')
+    s = dict(scale='cpu', seed=seed, network='vgg_small', data='mnist', epochs=1, granularity='weight', sparsity=.8, schedule='agp')
+    a,b = (study_one_cycle.run(s) for _ in range(2))
+    assert a==b and abs(a['reached']-.8)<1e-3
+    assert study_one_cycle.run({**s, 'seed':5})['accuracy']!=a['accuracy'] or study_one_cycle.run({**s, 'seed':6})['accuracy']!=a['accuracy']
