@@ -133,6 +133,7 @@ def apply_plan(
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
     exact = {} if exact is None else exact
     for name in cut_layers(graph, plan): _become_plain(model, name, graph.plain[name], exact)
+    computed = {name:v for name,((_,v),) in exact.items()} # weights and biases of layers that become plain ones, without rounding
     old = named_tensors(model)
     new,slices = {},{}
     for (name,dim),units in graph.bound.items():
@@ -142,7 +143,7 @@ def apply_plan(
             if name in exact: exact[name] = [(where, v.index_select(dim, kept)) for where,v in exact[name]]
     dead = dead_modules(graph, plan)
     for r in {r.weight:r for r in graph.reads}.values():
-        if r.layer not in dead: _fold(r, plan, new, old, exact) # what it gives out as a constant has everything in it
+        if r.layer not in dead: _fold(r, plan, new, old, computed.get(r.weight, old[r.weight]), exact) # what it gives out as a constant has everything in it
     _narrow_modules(model, graph, plan)
     for m in {m.layer:m for m in graph.norms if m.known}.values():
         name,stays = f'{m.layer}.{m.known.weight}',plan.keep[m.units]
@@ -181,18 +182,18 @@ def spread_out(branch, plan):
     return place[rows].tolist(),branch.const[rows&~stays].nan_to_num().tolist()
 
 # %% ../../nbs/condense/02_plan.ipynb #c3411f4e
-def _fold(r, plan, new, old, exact):
+def _fold(r, plan, new, old, weight, exact):
     "Account for the constants that a layer no longer reads."
     stays = plan.keep[r.cols]
     gone = ~stays & _emits(r)
     if not gone.any(): return
     if sink := _sink(r):
-        shift = (effective(old[r.weight], gone, r.axes) @ r.const[gone])[plan.keep[r.rows]]
+        shift = (effective(weight, gone, r.axes) @ r.const[gone])[plan.keep[r.rows]]
         _add(new, old, sink, slice(None), shift if r.bias else -shift, exact)
     elif (carrier := stays & _emits(r)).any():
         k = torch.where(carrier, r.const.abs(), 0).argmax()
-        share = (r.const[gone]/r.const[k]).to(old[r.weight].device)
-        extra = torch.einsum('ik...,k->i...', outputs_first(old[r.weight], r.axes)[:,gone].double(), share)[plan.keep[r.rows]]
+        share = r.const[gone]/r.const[k]
+        extra = torch.einsum('ik...,k->i...', outputs_first(weight, r.axes)[:,gone].double(), share.to(weight.device))[plan.keep[r.rows]]
         at = [slice(None)]*old[r.weight].ndim
         at[r.axes[1]] = int(stays[:k].sum())
         _add(new, old, r.weight, tuple(at), extra, exact)
@@ -200,9 +201,12 @@ def _fold(r, plan, new, old, exact):
 def _add(new, old, name, where, extra, exact):
     "Add to a tensor, in float64; what that makes, and is rounded, is noted in `exact`."
     t,known = new.get(name, old[name].data).clone(),exact.setdefault(name, [])
-    whole = next((v for w,v in known if w==slice(None)), t)
-    value = next((v for w,v in known if w==where), whole[where].double()).to(t.device) + extra.to(t.device)
-    known[:] = [(w,v) for w,v in known if w!=where] + [(where,value)]
+    if (whole := next((v.clone() for w,v in known if w==slice(None)), None)) is not None:
+        value = whole[where] = whole[where] + extra.to(whole.device)
+        known[:] = [(slice(None),whole)]
+    else:
+        value = next((v for w,v in known if w==where), t[where].double()).to(t.device) + extra.to(t.device)
+        known[:] = [(w,v) for w,v in known if w!=where] + [(where,value)]
     t[where],new[name] = value.to(t.dtype),t
 
 def _narrow_modules(model, graph, plan):

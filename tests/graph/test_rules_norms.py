@@ -358,6 +358,15 @@ def standard(make, gone=(1,4,6)):
         if gone and net.b.bias is not None: net.b.bias[list(gone)] = -.5
     return net
 
+@pytest.mark.parametrize('padding', [0, 1])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_constants_are_folded_with_the_computed_weight_unrounded(dtype, padding):
+    "What is dead before such a layer gives out its bias: with the weight as it is stored, rounded, all would be off."
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), Standard(8, 6, 3, padding=padding), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    with torch.no_grad(): net[0].weight[1:6] = 0
+    c = Condenser(net.to(dtype), torch.randn(2, 3, 9, 9).to(dtype)).condense()
+    assert c.report.max_error <= 1e-10 and len(c.model[0].weight)==3+bool(padding) # with zeros around it, one carries the constants
+
 computed = {how:lambda i, o, how=how: Standard(i, o, 3, padding=1, how=how)
     for how in 'standard batch_norm masked scaled spectral quantized by_channel normed'.split()}
 computed |= dict(by_hand=lambda i, o: Hand(i, o, 3, 1), no_bias=lambda i, o: Hand(i, o, 3, bias=False),
