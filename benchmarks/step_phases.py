@@ -11,7 +11,7 @@ from statistics import median
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
-from fasterprune.core.optimizer_state import Settled
+from fasterprune.core.optimizer_state import DenormalGuard
 from step_overhead import middle, mlp, resnet
 
 events = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step','after_batch'
@@ -25,7 +25,7 @@ class Stamp(Callback):
 for _e in events: setattr(Stamp, _e, partialmethod(Stamp._note, _e))
 
 class OnlySettled(Callback):
-    def before_fit(self): self.settled = Settled()
+    def before_fit(self): self.settled = DenormalGuard()
     def after_step(self): self.settled.step(self.opt)
 
 def phase(a, b):

@@ -71,7 +71,8 @@ _moved = dict(
     training='studies.training',
     units='sparsify.units',
     verify='condense.verify')
-_renamed = dict(_new='core.plain_layers.new_mixed')
+_renamed = dict(_new='core.plain_layers.new_mixed', LayerContext='sparsify.criteria.LayerInfo', Tape='graph.trace.Trace', Op='graph.trace.Node',
+    capture='graph.trace.trace', watch='graph.graph.trace_sample', Settled='core.optimizer_state.DenormalGuard', twin_of='learner.learner.clone_learner')
 
 # %% ../nbs/moved.ipynb #ea86e9df
 def _places(old): return [f'fasterprune.{m}' for m in _moved[old].split()]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
            'narrow_attention', 'Widened', 'become_wide', 'Reshaped', 'OpenSizes', 'become_open', 'Constant',
-           'geometry_of', 'replace_module', 'blueprint', 'follow']
+           'geometry_of', 'replace_module', 'blueprint', 'rebuild']
 
 # %% ../../nbs/condense/01_reduced.ipynb #6553f51f
 import math
@@ -273,7 +273,7 @@ def blueprint(
         open={n:m.open_dims for n,m in named.items() if isinstance(m, OpenSizes)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
 
-def follow(
+def rebuild(
     model:nn.Module, # a dense network; changed
     plan:dict,       # what `blueprint` gave
     tensors:dict     # tensors of the condensed network by name

@@ -21,7 +21,7 @@ from ..core.models import copy_of
 from ..core.plain_layers import make_plain
 from .condenser import Condensed
 from .input_selector import InputSelector
-from .reduced import follow
+from .reduced import rebuild
 from .report import CondenseReport
 from .tabular import cut_columns
 
@@ -77,7 +77,7 @@ def load_condensed(
         if special['plain']: make_plain(small)
         if special.get('table'): cut_columns(small, special['table'])
         for k,layout in blueprint.get('layouts', {}).items(): tensors[f'model.{k}'] = tensors[f'model.{k}'].to_sparse(layout=getattr(torch, layout))
-        follow(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
+        rebuild(small, special, {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')})
         kept = [None if d is None else (d, tensors[f'inputs.index{i}'], shape) for i,(d,shape) in enumerate(zip(blueprint['dims'], blueprint['shapes']))]
         return Condensed(small, InputSelector(kept, blueprint.get('names')), CondenseReport(**blueprint['report']), there, special)
     except (KeyError, AttributeError, TypeError, RuntimeError) as e: raise _damaged(path, e) from e

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..core.batches import Keywords, named_as, selected
 from ..core.models import copy_of
-from ..graph.graph import Graph, watch
-from ..graph.trace import Tape
+from ..graph.graph import Graph, trace_sample
+from ..graph.trace import Trace
 from .input_selector import InputSelector, selection
 from .plan import Plan, apply_plan
 
@@ -64,16 +64,16 @@ def without_columns(
     plan:Plan    # which units stay
 ) -> Plan: # `plan` itself if there are none
     "Let go of columns of which only the last unit stayed, though nobody needs it."
-    keep,lonely,columns = plan.keep.clone(),plan.lonely.clone(),_columns(graph)
+    keep,last_survivors,columns = plan.keep.clone(),plan.last_survivors.clone(),_columns(graph)
     modules = dict(graph.model.named_modules(remove_duplicate=False))
     others = [u for (name,_),u in graph.bound.items() if len(u) and name.rpartition('.')[0] not in columns]
     for name,units in columns.items():
         last = units[keep[units]]
-        if not len(last) or not lonely[last].all() or _observed(modules.get(name)): continue
+        if not len(last) or not last_survivors[last].all() or _observed(modules.get(name)): continue
         keep[last] = False
         keep[last] = not all(keep[u].any() for u in others) # a layer without any input is none
-        lonely[last] = keep[last]
-    return plan if torch.equal(keep, plan.keep) else replace(plan, keep=keep, lonely=lonely)
+        last_survivors[last] = keep[last]
+    return plan if torch.equal(keep, plan.keep) else replace(plan, keep=keep, last_survivors=last_survivors)
 
 # %% ../../nbs/condense/06_tabular.ipynb #2aedbdc1
 def cut_columns(
@@ -91,7 +91,7 @@ def _kept(units, keep):
     return 1,torch.zeros(0, dtype=torch.long),tuple(units.shape)
 
 def drop_columns(
-    trial,       # a `Trial`: an edited copy of the network
+    trial,       # a `Candidate`: an edited copy of the network
     graph:Graph  # the analyzed network
 ): # the trial itself if it is no table's
     "A trial whose network reads fewer columns."
@@ -105,9 +105,9 @@ def drop_columns(
     cut_columns(model, left)
     kept = [None if cats is None or len(embeds)==len(cats) else (1, torch.tensor(embeds, dtype=torch.long), tuple(cats.shape)), _kept(conts, plan.keep)]
     inputs = InputSelector(kept[:len(graph.inputs)], trial.inputs.names)
-    try: tape = watch(model, table_inputs(model, selected(inputs, graph.tape.inputs)))
-    except ValueError as e: tape = getattr(e, 'tape', Tape()) # verification will tell
-    return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, tape=tape, table=left, draft=trial, exact=exact or trial.exact)
+    try: traced = trace_sample(model, table_inputs(model, selected(inputs, graph.traced.inputs)))
+    except ValueError as e: traced = getattr(e, 'traced', Trace()) # verification will tell
+    return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, traced=traced, table=left, before_columns=trial, exact=exact or trial.exact)
 
 # %% ../../nbs/condense/06_tabular.ipynb #af2399c1
 def dense_name(

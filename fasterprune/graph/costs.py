@@ -17,8 +17,8 @@ from torch import nn
 
 from ..core.batches import as_tuple, feed, tensors_in
 from ..core.models import evaluating
-from .graph import watch
-from .trace import Tape
+from .graph import trace_sample
+from .trace import Trace
 
 # %% ../../nbs/graph/06_costs.ipynb #4f23c7e2
 def n_params(
@@ -42,18 +42,18 @@ _costs = {
     **{k:lambda op: op.args[0][...,0].numel()*sum(w.numel() for w in op.args[2] if w.ndim>1) for k in ('lstm','gru','rnn_tanh','rnn_relu')}}
 
 def count_macs(
-    tape:Tape # what a network does to a batch
+    traced:Trace # what a network does to a batch
 ) -> int: # multiply-accumulate operations for one item
     "How many multiply-accumulate operations were performed for each item."
     def _macs(ops): return sum(_macs(op.inner) if op.inner else _costs[op.name](op) if op.name in _costs else 0 for op in ops)
-    return _macs(tape.ops) // next((len(x) for x in tensors_in(tape.inputs) if x.ndim), 1)
+    return _macs(traced.ops) // next((len(x) for x in tensors_in(traced.inputs) if x.ndim), 1)
 
 def n_macs(
     model:nn.Module, # any model
     sample           # an input, a tuple of inputs, or a dict of them by keywords, batch first
 ) -> int: # multiply-accumulate operations for one item; those of layers, attention and matrix products
     "How many multiply-accumulate operations a model performs for one item."
-    return count_macs(watch(model, sample))
+    return count_macs(trace_sample(model, sample))
 
 # %% ../../nbs/graph/06_costs.ipynb #a67b81bb
 def latency(

@@ -18,8 +18,8 @@ from fasterprune.core.batches import as_tuple, storage_of, tensors_in
 from fasterprune.core.models import copy_of
 from fasterprune.core.plain_layers import become_layer
 from fasterprune.graph.ops.layers import norm_within, within
-from fasterprune.graph.rules import Norm, Param, Signal, one_operation, pointwise, rules, spread
-from fasterprune.graph.trace import Call, Op, capture
+from fasterprune.graph.rules import Norm, Param, AbstractValue, one_operation, pointwise, rules, spread
+from fasterprune.graph.trace import Call, Node, trace
 
 # %% ../../nbs/graph/04_recognized.ipynb #3a5e8de2
 @dataclass(frozen=True)
@@ -118,19 +118,19 @@ def _apply_root_norm(graph, call, known):
     m,layer = graph.model.get_submodule(call.name),call.name
     def _param(name): return name and graph.param(m._parameters[name])
     weight,bias = _param(known.weight),_param(known.bias)
-    x = graph.settled(graph.known(call.args[0]), Op('norm', (), {}, call.out, layer))
+    x = graph.materialize_constant(graph.known(call.args[0]), Node('norm', (), {}, call.out, layer))
     if within(x, known.dim): return norm_within(graph, x, weight, bias, known.dim, known.value, False, known.offset)
     ids,const = graph.along(x, known.dim)
     for p in (weight,bias): graph.bind(p, 0, ids)
     graph.join(ids, f'normed by {layer}')
     if known.eps is None: graph.pin(ids, f'normed by {layer}, with an eps that stands in the code')
     if known.response: graph.pin(ids[const.nan_to_num()!=0], f'its constant is compared with others by {layer}')
-    elif sum(c.name==layer for c in graph.tape.calls)>1: graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {layer}, which is called several times')
+    elif sum(c.name==layer for c in graph.traced.calls)>1: graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {layer}, which is called several times')
     graph.norms.append(Norm(layer, known.dim, ids, const, torch.zeros(len(ids), dtype=torch.long), known))
     scale,shift = known.offset+weight.double(),bias.double() if bias else torch.zeros(len(ids), dtype=torch.float64)
     out = const*(const.square().mean()+known.value).rsqrt()*scale + shift
     if known.response: out = torch.where(scale==0, const, torch.nan) + shift
-    return Signal(x.ids, spread(torch.where((const==0)|(scale==0)&(not known.response), shift, out), known.dim, x.shape))
+    return AbstractValue(x.ids, spread(torch.where((const==0)|(scale==0)&(not known.response), shift, out), known.dim, x.shape))
 
 # %% ../../nbs/graph/04_recognized.ipynb #84a86b21
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ def _options_of(op, n):
     given = {**defaults, **dict(zip(defaults, op.args[3:])), **{k:v for k,v in op.kwargs.items() if k in defaults}}
     return {k:v if isinstance(v, (int,str)) else list(v)*(n if len(v)==1 else 1) for k,v in given.items()}
 
-def _parts(tape, call, varying):
+def _parts(traced, call, varying):
     "The operations inside `call` that take its input, if all others take but parameters, buffers and what is made of them."
     made,found = {id(call.args[0])},[]
-    for o in tape.ops[call.first:call.last]:
+    for o in traced.ops[call.first:call.last]:
         ts = tensors_in([o.args,o.kwargs])
         if any(id(t) in made for t in ts):
             found.append(o)
@@ -166,18 +166,18 @@ def _parts(tape, call, varying):
         elif o.name.endswith('_') or any(id(t) in varying for t in ts): return None
     return found
 
-def _varying(tape):
+def _varying(traced):
     "All tensors that depend on the input."
-    found = set(map(id, tensors_in(tape.inputs)))
-    for o in tape.ops:
+    found = set(map(id, tensors_in(traced.inputs)))
+    for o in traced.ops:
         if any(id(t) in found for t in tensors_in([o.args,o.kwargs])): found.update(map(id, tensors_in(o.out)))
     return found
 
 # %% ../../nbs/graph/04_recognized.ipynb #be12b355
 def _run_layer(m, x, name):
     "What a module gives out, and its last operation called `name`."
-    tape = capture(m, x)
-    return tape.output,next(o for o in reversed(tape.ops) if o.name==name)
+    traced = trace(m, x)
+    return traced.output,next(o for o in reversed(traced.ops) if o.name==name)
 
 def _candidates(op, pads, inner):
     "Options of a plain layer that may do what `op` does after `pads`, the likeliest first."
@@ -206,10 +206,10 @@ def find_plain_layer(
     varying:set # ids of all tensors that depend on the input
 ) -> PlainLayer|None:
     "What there is to know of a layer whose weight is computed, if the module is one and nothing else."
-    m,op,x = graph.model.get_submodule(call.name),graph.tape.ops[i],(call.args or (None,))[0]
+    m,op,x = graph.model.get_submodule(call.name),graph.traced.ops[i],(call.args or (None,))[0]
     inner,own = _owner(m, op.args[1].shape)
     if own is None or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
-    inside = _parts(graph.tape, call, varying)
+    inside = _parts(graph.traced, call, varying)
     if not inside or inside[-1] is not op or any(o.name not in _pads for o in inside[:-1]) or x.ndim!=own.ndim and op.name!='linear': return None
     if _taken_elsewhere(graph, call.name, [own]): return None
     for dtype in (torch.float64,None): # in its own precision, if it runs in no other
@@ -269,7 +269,7 @@ def _apply_plain_layer(graph, call, op, known):
         numbers = _options_of(op, weight.value.ndim-2)
         mode = known.options['args'].get('padding_mode', 'zeros')
         padding = 1 if known.options['same'] or mode=='zeros' and any(as_tuple(known.options['args']['padding'])) else 0
-        op = Op(op.name, (call.args[0],*op.args[1:]), op.kwargs, op.out, op.place, op.line)
+        op = Node(op.name, (call.args[0],*op.args[1:]), op.kwargs, op.out, op.place, op.line)
         out = rules[op.name](graph, op, x, weight, bias, **dict(numbers, padding=padding))
     dim = int('transpose' in op.name)
     rows = graph.bound.get((own.name, dim))
@@ -300,7 +300,7 @@ def _labels(name, op, args):
             out[key] = l.expand(shape)
     return out
 
-def _backwards(tape, t, i, makers, stored):
+def _backwards(traced, t, i, makers, stored):
     "Numbers of the operations before `i` that make `t` of parameters and buffers alone, number by number; `None` if others do."
     found,todo = set(),[t]
     while todo:
@@ -308,21 +308,21 @@ def _backwards(tape, t, i, makers, stored):
         if id(t) in stored or t.numel()==1 and id(t) not in makers: continue
         j = makers.get(id(t))
         if j is None or j>=i: return None
-        o = tape.ops[j]
+        o = traced.ops[j]
         if o.name not in _moves and rules.get(o.name) is not pointwise and o.name!='fake_quantize_per_tensor_affine' or not isinstance(o.out, Tensor): return None
         found.add(j)
         todo += tensors_in([o.args,o.kwargs])
     return sorted(found)
 
 @torch.no_grad()
-def _of_zeros(tape, chain, own):
+def _of_zeros(traced, chain, own):
     "What is computed of a parameter of zeros."
     values = {id(own):torch.zeros_like(own)}
     def _value(a): return values.get(id(a), a) if isinstance(a, Tensor) else type(a)(map(_value, a)) if isinstance(a, (tuple,list)) else a
     for j in chain:
-        o = tape.ops[j]
+        o = traced.ops[j]
         values[id(o.out)] = getattr(torch.ops.aten, o.name)(*map(_value, o.args), **{k:_value(v) for k,v in o.kwargs.items()})
-    return values[id(tape.ops[chain[-1]].out)]
+    return values[id(traced.ops[chain[-1]].out)]
 
 # %% ../../nbs/graph/04_recognized.ipynb #168b9606
 def find_elementwise(
@@ -332,24 +332,24 @@ def find_elementwise(
     stored:dict  # names of parameters and buffers by id
 ) -> Elementwise|None:
     "What a weight is computed of, if it is number by number."
-    tape,t = graph.tape,graph.tape.ops[i].args[1]
-    chain = _backwards(tape, t, i, makers, stored)
+    traced,t = graph.traced,graph.traced.ops[i].args[1]
+    chain = _backwards(traced, t, i, makers, stored)
     if not chain: return None
-    inner = Counter(id(a) for j in chain for a in tensors_in([tape.ops[j].args,tape.ops[j].kwargs]))
-    if any(graph.takers[id(tape.ops[j].out)]!=inner[id(tape.ops[j].out)]+(tape.ops[j].out is t) for j in chain): return None # someone looks on
-    leaves = {id(a):a for j in chain for a in tensors_in([tape.ops[j].args,tape.ops[j].kwargs]) if id(a) in stored}
+    inner = Counter(id(a) for j in chain for a in tensors_in([traced.ops[j].args,traced.ops[j].kwargs]))
+    if any(graph.takers[id(traced.ops[j].out)]!=inner[id(traced.ops[j].out)]+(traced.ops[j].out is t) for j in chain): return None # someone looks on
+    leaves = {id(a):a for j in chain for a in tensors_in([traced.ops[j].args,traced.ops[j].kwargs]) if id(a) in stored}
     own = [a for a in leaves.values() if isinstance(a, nn.Parameter) and a.shape==t.shape]
     if len(own)!=1: return None
     labels = {k:{(stored[k],d):spread(torch.arange(n), d, a.shape) for d,n in enumerate(a.shape) if n>1} for k,a in leaves.items()}
     for j in chain:
-        o = tape.ops[j]
+        o = traced.ops[j]
         labels[id(o.out)] = _labels(o.name, o, [labels[id(a)] for a in tensors_in([o.args,o.kwargs]) if id(a) in labels])
         if labels[id(o.out)] is None: return None
     along = [spread(torch.arange(n), d, t.shape) for d,n in enumerate(t.shape)]
     found = {key:next((d for d,l in enumerate(along) if torch.equal(l, label)), None) for key,label in labels[id(t)].items()}
     name = stored[id(own[0])]
     if None in found.values() or any(key[0]==name and key[1]!=d for key,d in found.items()): return None
-    try: zeros = _of_zeros(tape, chain, own[0])
+    try: zeros = _of_zeros(traced, chain, own[0])
     except (RuntimeError, TypeError): return None
     return Elementwise(name, {k:d for k,d in found.items() if k[0]!=name and d<2}, tuple(chain)) if not zeros.any() else None
 
@@ -363,7 +363,7 @@ def _apply_elementwise(graph, op, known):
     x,n = graph.signal(graph.known(op.args[0])),0 if op.name=='linear' else op.args[1].ndim-2
     plain = bias if bias is None or isinstance(bias, Param) else None
     out = rules[op.name](graph, op, x, weight, plain, **(_options_of(op, n) if n else {}))
-    if plain is not bias: out = rules['add'](graph, Op('add', (op.out,op.out), {}, op.out, op.place, op.line), out, graph.signal(bias).moved(lambda t: t[(...,)+(None,)*n]))
+    if plain is not bias: out = rules['add'](graph, Node('add', (op.out,op.out), {}, op.out, op.place, op.line), out, graph.signal(bias).moved(lambda t: t[(...,)+(None,)*n]))
     for (name,d),dim in known.others.items():
         units = graph.bound.get((own.name, dim))
         role = 'makes' if dim==int('transpose' in op.name) and isinstance(graph.tensors[name], nn.Parameter) else 'follows'
@@ -377,25 +377,25 @@ _smooth = _averaging | _moves | set('pow square sqrt rsqrt reciprocal mul multip
 
 def recognize(
     graph # the `Graph` that is being made
-) -> tuple: # numbers of the operations inside, and function that makes the `Signal` by number of the last of them
+) -> tuple: # numbers of the operations inside, and function that makes the `AbstractValue` by number of the last of them
     "The modules that count as one operation, by what they do."
-    tape,model,inside,made,known = graph.tape,graph.model,set(),{},{}
-    for c in tape.calls:
+    traced,model,inside,made,known = graph.traced,graph.model,set(),{},{}
+    for c in traced.calls:
         if not c.name or c.last<=c.first or not isinstance(c.out, Tensor) or len(tensors_in(c.args))!=1 or not isinstance(c.args[0], Tensor): continue
         m = model.get_submodule(c.name)
         if m._modules or not m._parameters or isinstance(m, tuple(one_operation)) or type(m).forward is nn.RMSNorm.forward or c.out.shape!=c.args[0].shape: continue
-        names = {o.name.removesuffix('_') for o in tape.ops[c.first:c.last]}
+        names = {o.name.removesuffix('_') for o in traced.ops[c.first:c.last]}
         if not names & _averaging or not names <= _smooth: continue
         if c.name not in known: known[c.name] = find_root_norm(m, c.out.shape) if not _taken_elsewhere(graph, c.name, m._parameters.values()) else None
-        if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in tape.ops[c.first:c.last]): continue # what is a sum can be cut
+        if known[c.name] is not None and known[c.name].eps is None and all(o.name!='mean' for o in traced.ops[c.first:c.last]): continue # what is a sum can be cut
         if known[c.name] is not None: _add(inside, made, c, lambda c=c, k=known[c.name]: _apply_root_norm(graph, c, k))
     ids,addresses = [set(map(f, graph.tensors.values())) for f in (id,storage_of)]
     def _is_stored(t): return id(t) in ids or storage_of(t) in addresses
-    computed = [(i, o) for i,o in enumerate(tape.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and not _is_stored(o.args[1])]
-    varying = _varying(tape) if computed else ()
-    makers,names = {id(t):i for i,o in enumerate(tape.ops) for t in tensors_in(o.out)} if computed else {},{id(t):n for n,t in graph.tensors.items()}
+    computed = [(i, o) for i,o in enumerate(traced.ops) if o.name in _kinds and isinstance(o.args[1], Tensor) and not _is_stored(o.args[1])]
+    varying = _varying(traced) if computed else ()
+    makers,names = {id(t):i for i,o in enumerate(traced.ops) for t in tensors_in(o.out)} if computed else {},{id(t):n for n,t in graph.tensors.items()}
     for i,o in computed:
-        calls = [c for c in tape.calls if c.name==o.place and c.first<=i<c.last]
+        calls = [c for c in traced.calls if c.name==o.place and c.first<=i<c.last]
         if not calls or id(o.args[1]) in varying: continue
         c = min(calls, key=lambda c: c.last-c.first)
         if (plain := find_plain_layer(graph, c, i, varying)): _add(inside, made, c, lambda c=c, o=o, k=plain: _apply_plain_layer(graph, c, o, k))
@@ -403,9 +403,9 @@ def recognize(
     chains = {j for k in left.values() for j in k.ops}
     for i,k in left.items():
         used = {id(graph.tensors[n]) for n in (k.weight,*(n for n,_ in k.others))}
-        if any(id(t) in used for j,o in enumerate(tape.ops) if j not in chains for t in tensors_in([o.args,o.kwargs])): continue # others take them, too
+        if any(id(t) in used for j,o in enumerate(traced.ops) if j not in chains for t in tensors_in([o.args,o.kwargs])): continue # others take them, too
         inside.update([*k.ops,i])
-        made[i] = Call(tape.ops[i].place, (), tape.ops[i].out, i, i+1),lambda i=i, k=k: _apply_elementwise(graph, tape.ops[i], k)
+        made[i] = Call(traced.ops[i].place, (), traced.ops[i].out, i, i+1),lambda i=i, k=k: _apply_elementwise(graph, traced.ops[i], k)
     return inside,made
 
 def _add(inside, made, call, f):
@@ -414,6 +414,6 @@ def _add(inside, made, call, f):
 
 def _taken_elsewhere(graph, name, params):
     "Does something outside of the calls of a module take one of `params`, too?"
-    inner = {j for c in graph.tape.calls if c.name==name for j in range(c.first, c.last)}
-    taken = Counter(id(t) for o in [graph.tape.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
+    inner = {j for c in graph.traced.calls if c.name==name for j in range(c.first, c.last)}
+    taken = Counter(id(t) for o in [graph.traced.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
     return any(taken[id(p)]!=graph.takers[id(p)] for p in params if p is not None)

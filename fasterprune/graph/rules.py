@@ -18,19 +18,19 @@ from fasterprune.graph.origins import origins_of
 
 # %% ../../nbs/graph/03_rules.ipynb #fae92e51
 @dataclass(frozen=True)
-class Signal:
+class AbstractValue:
     "What is known of an activation."
     ids: Tensor   # unit of each element, int64; -1 for a constant of the code, which is no unit
     const: Tensor # value of each element, float64; NaN where it depends on the input
-    bare: bool=False # is it nothing but a parameter, moved about?
+    is_parameter: bool=False # is it nothing but a parameter, moved about?
 
     @property
     def shape(self): return self.ids.shape
     @property
-    def neutral(self): return bool((distinct(self.ids)==-1).all())
-    def moved(self, f): return Signal(compact(f(self.ids)), compact(f(self.const)), self.bare)
+    def is_literal(self): return bool((distinct(self.ids)==-1).all())
+    def moved(self, f): return AbstractValue(compact(f(self.ids)), compact(f(self.const)), self.is_parameter)
     def varies(self, dim): return self.shape[dim]>1 and not uniform(self.ids, dim)
-    def unknown(self): return Signal(self.ids, nothing.expand(self.shape))
+    def unknown(self): return AbstractValue(self.ids, nothing.expand(self.shape))
 
 # %% ../../nbs/graph/03_rules.ipynb #b1075cf5
 nothing = torch.tensor(torch.nan, dtype=torch.float64)
@@ -87,7 +87,7 @@ class Param:
     def double(self): return self.value.double().cpu()
 
 @dataclass(frozen=True)
-class Read:
+class LinearUse:
     "One call of a layer: the units it reads, and the units it makes."
     layer: str       # name of the layer in the model
     weight: str      # name of its weight
@@ -95,7 +95,7 @@ class Read:
     rows: Tensor     # unit of each output
     cols: Tensor     # unit of each input; if it is grouped, of one group, for they are tied
     const: Tensor    # value of each input, NaN where it depends on the network's input
-    linked: Tensor   # (outputs, inputs): is there a nonzero weight between them?
+    connectivity: Tensor   # (outputs, inputs): is there a nonzero weight between them?
     padded: bool     # does it see zeros beyond the border of its input?
     axes: tuple = (0,1) # dimensions of the weight: its outputs', its inputs'
     mean: str|None = None # name of the running mean of a BatchNorm which alone reads its output
@@ -104,13 +104,13 @@ class Read:
     @cached_property
     def ends(self): # two masks and a bool
         "Which outputs and inputs have a link; is there one between each of both?"
-        rows,cols = some(self.linked, 1),some(self.linked, 0)
-        return rows,cols,int(self.linked.count_nonzero())==int(rows.sum())*int(cols.sum())
+        rows,cols = some(self.connectivity, 1),some(self.connectivity, 0)
+        return rows,cols,int(self.connectivity.count_nonzero())==int(rows.sum())*int(cols.sum())
 
     def heard(self, rows): # `rows` and what comes out are masks
         "Which inputs are read by some of `rows`?"
         made,read,product = self.ends
-        return read & (made & rows).any() if product else some(self.linked[rows], 0)
+        return read & (made & rows).any() if product else some(self.connectivity[rows], 0)
 
 @dataclass(frozen=True)
 class Norm:
@@ -179,13 +179,13 @@ def barrier(
     "An operation that is not analyzed: the units on either side stay."
     name = f"{op.name} in {place(op)}, {why}{' at '*bool(op.line)}{op.line}"
     for a in leaves(args):
-        if isinstance(a, Signal): graph.pin(a.ids, f'read by {name}')
+        if isinstance(a, AbstractValue): graph.pin(a.ids, f'read by {name}')
         if isinstance(a, Param): graph.fix(a, f'read by {name}')
     def _opaque(shape):
         if not isinstance(shape, torch.Size): return shape and [_opaque(s) for s in shape]
         ids = graph.fresh(1)[0]
         graph.pin(ids, f'made by {name}')
-        return Signal(ids.expand(shape), nothing.expand(shape))
+        return AbstractValue(ids.expand(shape), nothing.expand(shape))
     return _opaque(shapes_of(op.out))
 
 # %% ../../nbs/graph/03_rules.ipynb #1b84c73b
@@ -212,15 +212,15 @@ def pointwise(graph, op, *args, **kwargs):
     "A function of each element of its arguments."
     if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` of a condition alone: its places
     name = _operators.get(op.name) or op.name.removesuffix('_')
-    tensors = [a for a in leaves([args,kwargs]) if isinstance(a, (Signal,Param,Tensor)) and not (isinstance(a, Tensor) and a.ndim==0)]
+    tensors = [a for a in leaves([args,kwargs]) if isinstance(a, (AbstractValue,Param,Tensor)) and not (isinstance(a, Tensor) and a.ndim==0)]
     f = getattr(aten, name)
-    if len(tensors)==1 and isinstance(args[0], (Signal,Param)):
+    if len(tensors)==1 and isinstance(args[0], (AbstractValue,Param)):
         x = graph.signal(args[0])
-        if any(isinstance(a, (int,float)) for a in args[1:]) and not x.bare and (~distinct(x.const).isnan()).any():
+        if any(isinstance(a, (int,float)) for a in args[1:]) and not x.is_parameter and (~distinct(x.const).isnan()).any():
             graph.numeric.add(graph.at) # does the number depend on sizes?
-            if graph.doubt(op): return x.unknown()
+            if graph.assumption_level(op): return x.unknown()
         def _f(c): return f(_as_taken(c.nan_to_num(), op.args[0]) if _by_truth(name) else c, *args[1:], **kwargs)
-        return Signal(x.ids, _known(distinct(x.const), _f).expand(x.shape), x.bare)
+        return AbstractValue(x.ids, _known(distinct(x.const), _f).expand(x.shape), x.is_parameter)
     values = iter(graph.elementwise(op, tensors))
     ids = next(values)
     consts = list(values)
@@ -235,7 +235,7 @@ def pointwise(graph, op, *args, **kwargs):
         if _by_truth(name): flat = [_as_taken(a, t) for a,t in zip(flat, op.args)]
         out = torch.where(known, f(*flat, **kwargs).double(), torch.nan)
     if name in ('div','divide','true_divide') and len(consts)==2: out = torch.where((consts[0]==0) & consts[1].isnan(), 0., out) # as in a product
-    return Signal(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
+    return AbstractValue(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
 
 # %% ../../nbs/graph/03_rules.ipynb #240bbc7e
 @rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to', '_to_copy', 'type_as', 'lift_fresh',
@@ -247,7 +247,7 @@ def _unchanged(graph, op, x, *args, **kwargs):
     if drops: return barrier(graph, op, x)
     if not op.out.is_floating_point(): return x.unknown()
     rounds = op.name in ('to','_to_copy','type_as') and torch.finfo(op.out.dtype).eps > _stored_eps(graph)
-    return Signal(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.bare) if rounds else x
+    return AbstractValue(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.is_parameter) if rounds else x
 
 def _stored_eps(graph):
     "That of the precision in which the network is stored: what rounds to no less than that is no part of its function."
@@ -257,7 +257,7 @@ def _stored_eps(graph):
 def _filled(graph, op, x, *args, **kwargs):
     x = graph.signal(x)
     known = {'zeros_like':0., 'ones_like':1., 'full_like':args[0] if args else kwargs.get('fill_value')}.get(op.name, torch.nan)
-    return Signal(x.ids, torch.tensor(float(known), dtype=torch.float64).expand(x.shape))
+    return AbstractValue(x.ids, torch.tensor(float(known), dtype=torch.float64).expand(x.shape))
 
 # %% ../../nbs/graph/03_rules.ipynb #9532bdb9
 _news = dict(zeros=0., ones=1., full=None, empty=torch.nan)
@@ -271,16 +271,16 @@ def is_new(op):
 @rule(*_news, *(f'new_{n}' for n in _news), 'new_empty_strided')
 def _new(graph, op, *args, **kwargs):
     "A constant of the code, but for sizes that stand in attributes or are those of units: they change with them."
-    if graph.doubt(op): return None
+    if graph.assumption_level(op): return None
     named = origins_of(op.numbers, op.out.shape)
     counted = [d for d in range(1, op.out.ndim) if named[d] is not None and named[d].exact and named[d].origins[0].attr is not None]
     ids = graph.fresh_along(op.out.shape, counted) if counted else _as_wide(graph, named, op.out.shape)
     if ids is None: return None
     fill = _news[_filled_with(op)]
     if fill is None: fill = kwargs.get('fill_value', args[-1])
-    out = Signal(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
+    out = AbstractValue(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
     for d in counted: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
-    return graph.guessed(op, out)
+    return graph.assumed(op, out)
 
 def _as_wide(graph, named, shape):
     "The units of another tensor, for a new one that is as wide; `None` if it is not."
@@ -290,7 +290,7 @@ def _as_wide(graph, named, shape):
             ids = graph.fresh(shape[d])
             graph.bind(s, s.dims[number.origins[0].index], ids, 'follows')
             return spread(ids, d, shape)
-        if isinstance(s, Signal) and not s.bare and [i for i in range(len(s.shape)) if s.varies(i)]==[number.origins[0].index]:
+        if isinstance(s, AbstractValue) and not s.is_parameter and [i for i in range(len(s.shape)) if s.varies(i)]==[number.origins[0].index]:
             return spread(rows_of(s.ids, number.origins[0].index)[:,0], d, shape)
 
 # %% ../../nbs/graph/03_rules.ipynb #f21361cc
@@ -309,8 +309,8 @@ def _in_channel(graph, op, x, *args, **kwargs):
     if len(args)>4 and name.startswith('avg'): divisor = len(args)>5 and args[5] is not None or args[4]
     elif name.startswith('avg'): divisor = kwargs.get('divisor_override') or kwargs.get('count_include_pad', True)
     if name.startswith('avg') and divisor and (any(as_tuple(padding)) or divisor is not True) or name=='grid_sampler': const = torch.where(const==0, const, torch.nan)
-    if name=='grid_sampler' and isinstance(args[0], (Signal,Param)): graph.pin(graph.signal(args[0]).ids, f'a grid for sampling in {place(op)}')
-    outs = [Signal(spread(ids, -n_dims-1, v.shape), spread(const, -n_dims-1, v.shape)) for v in tensors_in(op.out)]
+    if name=='grid_sampler' and isinstance(args[0], (AbstractValue,Param)): graph.pin(graph.signal(args[0]).ids, f'a grid for sampling in {place(op)}')
+    outs = [AbstractValue(spread(ids, -n_dims-1, v.shape), spread(const, -n_dims-1, v.shape)) for v in tensors_in(op.out)]
     return [outs[0], *[o.unknown() for o in outs[1:]]] if len(outs)>1 else outs[0]
 
 # %% ../../nbs/graph/03_rules.ipynb #aa422204
@@ -319,7 +319,7 @@ _kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 @rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'median', 'softmax', '_softmax', 'log_softmax', '_log_softmax', 'logsumexp', 'cumsum', 'cumprod', 'std', 'var', 'prod', 'argmax',
     'argmin', 'any', 'all', 'sort', 'topk', 'norm', 'linalg_vector_norm', 'linalg_norm', 'count_nonzero', 'softmin', 'aminmax', 'nansum')
 def _reduce(graph, op, x, *args, **kwargs):
-    if args and isinstance(args[0], (Signal,Param,Tensor)): return pointwise(graph, op, x, *args, **kwargs) # the larger of two
+    if args and isinstance(args[0], (AbstractValue,Param,Tensor)): return pointwise(graph, op, x, *args, **kwargs) # the larger of two
     x = graph.signal(x)
     n,name = x.ids.ndim,op.name
     power = kwargs.get('ord', kwargs.get('p', 2))
@@ -336,7 +336,7 @@ def _reduce(graph, op, x, *args, **kwargs):
     outs = []
     for i,out in enumerate(tensors_in(op.out)):
         index = tuple((slice(0, 1) if out.ndim==n else 0) if d in dims else slice(None) for d in range(n))
-        s = Signal(x.ids, const.expand(x.shape) if i==0 else nothing.expand(x.shape)).moved(lambda t: t[index].expand(out.shape))
+        s = AbstractValue(x.ids, const.expand(x.shape) if i==0 else nothing.expand(x.shape)).moved(lambda t: t[index].expand(out.shape))
         outs.append(s)
     return outs if isinstance(op.out, (tuple,list)) else outs[0]
 
@@ -355,7 +355,7 @@ def _over_units(graph, op, x, dims, power):
     graph.pin(units[const!=_adds_nothing[op.name]], f'read by {op.name} in {place(op)}, which makes one of all units')
     ids = graph.fresh(1)[0]
     graph.pin(ids, f'made by {op.name} in {place(op)}')
-    return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))
+    return AbstractValue(ids.expand(op.out.shape), nothing.expand(op.out.shape))
 
 _not_over_units = dict.fromkeys(('mean','std','var'), 'which divides by the number of units')
 
@@ -371,5 +371,5 @@ def _reduced(graph, op, const, dims, n):
     if op.name=='sum': const,counted = const*n,counted | (const!=0)
     if (counted & ~const.isnan()).any():
         graph.numeric.add(graph.at)
-        if graph.doubt(op): const = torch.where(counted, torch.nan, const)
+        if graph.assumption_level(op): const = torch.where(counted, torch.nan, const)
     return const

@@ -46,7 +46,7 @@ class InputPruneCallback(MaskCallback):
         other = next((cb for cb in self.learn.cbs if isinstance(cb, InputPruneCallback) and cb is not self), None)
         if other: raise ValueError(f'the inputs are claimed by two callbacks: one wants a sparsity of {self.sparsity}, the other {other.sparsity}; leave one of them out')
 
-    def begin(self):
+    def make_masker(self):
         "An `InputPruner` for the model, which sees the graph by the first batch."
         pruner = InputPruner(self.model, self.xb, self.criterion, self.granularity, table_columns(self.dls))
         if self.names is not None and len(self.names)!=pruner.n: raise ValueError(f'{len(self.names)} names for {pruner.n} input features: give one for each')
@@ -54,7 +54,7 @@ class InputPruneCallback(MaskCallback):
         if not self._varies(): raise ValueError(f'all inputs are the same in the first {_looked_at} batches: nothing can be told from them; look at how the data are read')
         if pruner.masks: pruner.put_into(self.dls)
         self.died_at,self.epochs_seen = torch.full((pruner.n,), torch.nan),[]
-        if self.induced: pruner.trace(*first_items(self.xb))
+        if self.induced: pruner.prune_unreachable(*first_items(self.xb))
         self.died_at[~pruner.alive.cpu()],pruner.start = 0.,pruner.dead
         return pruner
 
@@ -64,7 +64,7 @@ class InputPruneCallback(MaskCallback):
         "How far the inputs are to be pruned at `pos`: what the schedule says, once the network knows them."
         return 0. if pos < self.warmup*self.span(self.n_epoch)[1] else super().fraction(pos)
 
-    def cut(self, cuts, inputs): self.sparsifier.cut(cuts, inputs)
+    def apply_slicing(self, cuts, inputs): self.sparsifier.apply_slicing(cuts, inputs)
     def after_cancel_batch(self): self._unwatch()
     def after_fit(self): self._unwatch()
     def _unwatch(self):
@@ -114,15 +114,15 @@ def _note(self:InputPruneCallback, before, pos):
 def after_train(self:InputPruneCallback):
     "Trace back if that is wanted; reach the target also where the last epoch was cut short."
     super(InputPruneCallback, self).after_train()
-    if self.begins or not self.induced: return
+    if self.pending or not self.induced: return
     before = self.sparsifier.alive
-    self.sparsifier.trace(*first_items(map_tensors(Tensor.detach, self.xb)))
+    self.sparsifier.prune_unreachable(*first_items(map_tensors(Tensor.detach, self.xb)))
     self._note(before, (self.epoch+1)/self.n_epoch)
 
 @patch
 def after_validate(self:InputPruneCallback):
     "Note how good the network is with the inputs that are left."
-    if self.trained and not self.begins and hasattr(self.learn, 'recorder'):
+    if self.trained and not self.pending and hasattr(self.learn, 'recorder'):
         self.epochs_seen.append(dict(zip(self.recorder.metric_names, self.recorder.log), inputs=self.sparsifier.n-self.sparsifier.dead))
     super(InputPruneCallback, self).after_validate()
 

@@ -62,7 +62,7 @@ class InputFeatures:
     ):
         kind,sizes = _parse(granularity)
         self.graph = graph = Graph(model, sample)
-        given = ', '.join(type(x).__name__ for x in graph.tape.inputs)
+        given = ', '.join(type(x).__name__ for x in graph.traced.inputs)
         if any(u is None for u in graph.inputs): raise ValueError(f'inputs can be pruned where all of them are tensors, and the network gets {given}: let the DataLoaders '
             'deliver the tensors themselves, or a callback put them into `learn.xb`')
         self.shapes,self.params = [tuple(u.shape) for u in graph.inputs],dict(model.named_parameters(remove_duplicate=False))

@@ -17,7 +17,7 @@ from ..core.batches import as_tuple, feed
 from ..core.models import evaluating, watch_pass
 from ..graph.graph import Graph
 from ..sparsify.allocation import check_sparsity, dead_count, start_count
-from ..sparsify.criteria import LayerContext, get_criterion, large_scaled, needs_of, taylor
+from ..sparsify.criteria import LayerInfo, get_criterion, large_scaled, needs_of, taylor
 from ..sparsify.criterion_state import RunningMean
 from ..sparsify.granularity import lowest
 from .features import InputFeatures, InputMask, add_mask
@@ -39,7 +39,7 @@ class RunningScale:
         self.mean = self.mean + delta*(n/(self.n+n))
         self.n += n
 
-    def cut(self,
+    def apply_slicing(self,
         at:Tensor # columns that are kept
     ):
         "The same for these columns."
@@ -226,7 +226,7 @@ def _score(self:InputPruner, w):
     "Scores of the weights of one layer."
     p,layer,scale = self.params[w].detach(),self.readers[w].layer,self.scales.get(w)
     std = self._along(w, scale.std).to(p) if scale is not None and scale.n else None
-    score = self.criterion(p, LayerContext(layer, self.model.get_submodule(layer), std, gradient=self.params[w].grad)).float()
+    score = self.criterion(p, LayerInfo(layer, self.model.get_submodule(layer), std, gradient=self.params[w].grad)).float()
     if not score.sum(dtype=torch.float32).isfinite(): raise ValueError(f'layer {layer!r}: scores of inputs are not finite: look for NaN in its weights or in the data')
     return score
 
@@ -303,7 +303,7 @@ def sparsity(self:InputPruner
 
 # %% ../../nbs/inputs/02_pruner.ipynb #d3f88b20
 @patch
-def cut(self:InputPruner,
+def apply_slicing(self:InputPruner,
     cuts:dict,  # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
     inputs=None # an `InputSelector`, if the inputs are cut, too
 ):
@@ -314,7 +314,7 @@ def cut(self:InputPruner,
         if kept is None: [d.pop(w, None) for d in (self.cols,self.readers,self.scales)]
         elif (at := kept.get(self.readers[w].axes[1])) is not None:
             self.cols[w] = self.cols[w][at.to(self.cols[w].device)]
-            if w in self.scales: self.scales[w] = self.scales[w].cut(at)
+            if w in self.scales: self.scales[w] = self.scales[w].apply_slicing(at)
     if inputs is not None and not self.features.table: self.features.elements = [e if d is None else inputs._select(i, e[None])[0]
         for i,(e,d) in enumerate(zip(self.features.elements, inputs.dims))]
     self.alive = self.alive & self._find_alive()
@@ -336,7 +336,7 @@ def _name_now(self:InputPruner, weight):
 
 @patch
 @torch.no_grad()
-def trace(self:InputPruner,
+def prune_unreachable(self:InputPruner,
     *sample # inputs, as the model takes them, or a dict of them by keywords; batch first
 ) -> int: # how many features died
     "Cut off features that feed only what is dead."
@@ -346,7 +346,7 @@ def trace(self:InputPruner,
     for w,cols in self.cols.items():
         if (r := reads.get(self._name_now(w))) is None: continue
         at = cols.cpu()
-        needed[at[r.linked[fresh.needed[r.rows]].any(0) & (at>=0)]] = True
+        needed[at[r.connectivity[fresh.needed[r.rows]].any(0) & (at>=0)]] = True
     gone = self.alive & ~needed.to(self.alive.device)
     if not needed.any() or not gone.any(): return 0
     self.deaths += gone.nonzero()[:,0].tolist()

@@ -80,7 +80,7 @@ def _inner(model):
 
 def _follower(copy, condenser):
     "The analysis of a moving average of the network; a `ValueError` if something in it is alive that is dead in the network."
-    graph = Graph(copy, condenser.graph.tape.inputs, expand=condenser.expand)
+    graph = Graph(copy, condenser.graph.traced.inputs, expand=condenser.expand)
     if graph.n_units!=condenser.graph.n_units or (graph.needed & ~condenser.trial.plan.keep).any():
         raise ValueError('a moving average of the network still uses what is dead in the network itself: start it after pruning, or condense after the fit')
     return graph
@@ -144,14 +144,14 @@ class CondenseCallback(Callback):
         "Stay out of `lr_find` and predictions, and add a column to the recorder."
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if not self.run: return
-        self.begins,self.trained,self.stopped = True,False,''
+        self.pending,self.trained,self.stopped = True,False,''
         if hasattr(self.learn, 'recorder'): self.recorder.metric_names.insert(len(self.recorder.metric_names)-self.recorder.add_time, 'parameters')
 
     def before_train(self):
         "Check what can be checked before anything is trained."
         self.trained = True
-        if not self.begins: return
-        self.begins,self.history,self.past,self.seen = False,[],[],None
+        if not self.pending: return
+        self.pending,self.history,self.past,self.seen = False,[],[],None
         before = getattr(self.learn, 'condensed', None)
         self.result = before if before is not None and before.model is get_model(self.model) else None
         if not is_plain(self.model): raise ValueError('weights of the model are computed from others, so that they cannot be cut in the middle of a fit: make them plain, or condense afterwards')
@@ -169,7 +169,7 @@ class CondenseCallback(Callback):
         if last or (self.epoch+1)%self.every==0: self.condense(self.inputs, last)
 
     def after_validate(self):
-        if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(n_params(self.model))
+        if self.trained and not self.pending and hasattr(self.learn, 'recorder'): self.recorder.log.append(n_params(self.model))
 
 # %% ../../nbs/learner/03_condense_callback.ipynb #f650a706
 def _zero_lines(model):
@@ -190,7 +190,7 @@ def condense(self:CondenseCallback,
     last:bool=False     # is it the last time, so that anything is worth it?
 ):
     "Take out what is dead by now; if something can't follow, the training goes on as it was, and a warning says so."
-    if self.stopped or self.begins or not hasattr(self.learn, 'xb'): return
+    if self.stopped or self.pending or not hasattr(self.learn, 'xb'): return
     start = time.perf_counter()
     try:
         model = _inner(self.model)
@@ -219,7 +219,7 @@ def _condense(self:CondenseCallback, model, inputs, gain, start):
         cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
         condensed.model = model
         for cb in self.learn.cbs:
-            if hasattr(cb, 'cut'): cb.cut(cuts, condensed.inputs)
+            if hasattr(cb, 'apply_slicing'): cb.apply_slicing(cuts, condensed.inputs)
         result = condensed if self.result is None else self.result.then(condensed)
         if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
         self.learn.condensed = self.result = result
@@ -237,7 +237,7 @@ def _widths(model, values=False):
     return [(m, m.__class__, {k:copy(v) if isinstance(v, (list,dict,set)) else v for k,v in vars(m).items() if k not in _hooks and 'hooks' not in k},
         [[(k, t, _of(t)) for k,t in vars(m)[d].items()] for d in _hooks[:2]], dict(m._modules)) for m in model.modules()]
 
-def _masks(cbs): return [o.remember() for cb in cbs for o in (cb, getattr(cb, 'sparsifier', None)) if hasattr(o, 'cut') and hasattr(o, 'remember')]
+def _masks(cbs): return [o.remember() for cb in cbs for o in (cb, getattr(cb, 'sparsifier', None)) if hasattr(o, 'apply_slicing') and hasattr(o, 'remember')]
 
 def _lists(opt):
     "The parameters of each group, in an optimizer and those that it wraps; a function that puts them back."
@@ -274,7 +274,7 @@ def _undone_if_failed(model, learn):
     widths = [_widths(m, True) for m in (model, *_averages(learn))]
     states,lists = [(state, k, state[k]) for _,state,k in state_entries(learn.opt)],_lists(learn.opt)
     known = [(o, vars(o).get('state'), dict(vars(o).get('state') or {}), vars(o).get('slow_weights')) for o in optimizers_in(learn.opt)]
-    masks,own = _masks(learn.cbs),[(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, 'cut')]
+    masks,own = _masks(learn.cbs),[(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, 'apply_slicing')]
     dls,condensed = learn.dls,{k:v for k,v in vars(learn).items() if k=='condensed'}
     try: yield
     except BaseException:
@@ -295,7 +295,7 @@ def _undone_if_failed(model, learn):
 @patch
 def after_fit(self:CondenseCallback):
     "If another callback is about to load an earlier and wider network, make this one as wide."
-    if self.begins: return
+    if self.pending: return
     if self.trained and self.epoch<self.n_epoch-1: self.condense(self.inputs, True) # the fit has ended early
     for cb in self.learn.cbs:
         if not isinstance(cb, SaveModelCallback) or cb.every_epoch or cb.at_end or not cb.last_saved_path: continue

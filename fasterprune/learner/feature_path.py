@@ -23,7 +23,7 @@ from ..sparsify.tickets import state_of
 from ..inputs.callback import InputPruneCallback
 from ..inputs.features import table_columns
 from ..inputs.pruner import InputPruner
-from .learner import twin_of
+from .learner import clone_learner
 
 # %% ../../nbs/learner/04_feature_path.ipynb #4075b7c8
 @dataclass(repr=False)
@@ -198,12 +198,12 @@ def feature_path(
     "Train along smaller and smaller numbers of inputs, and measure what is lost."
     how = dict(seed=seed, epochs=epochs, lr=float(learn.lr if lr is None else lr))
     with no_random(seed, reproducible=False):
-        twin = twin_of(learn)
+        twin = clone_learner(learn)
         pruner,metric = _pruner(twin, kwargs),twin.metrics[0].name if twin.metrics else 'valid_loss'
         n,ks = pruner.n,_check_numbers(ks, pruner.n)
         folder = _Folder(path, _about(dict(**how, ks=ks, retrain=retrain, scratch=scratch, metric=metric, pruning=kwargs,
             batches=[len(dl) for dl in twin.dls.loaders], weights={k:v.shape for k,v in twin.model.state_dict().items()})))
-        whole = (folder.load('dense') or _train_dense(folder, twin_of(learn), how)) if dense else None
+        whole = (folder.load('dense') or _train_dense(folder, clone_learner(learn), how)) if dense else None
         rows,going_on = [],True
         for k in ks:
             row = folder.load(f'inputs_{k}', twin.model) if going_on else None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-           'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerContext', 'mean_score', 'criterion',
+           'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
            'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
            'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum',
@@ -19,7 +19,7 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
 from .schedules import Schedule, ScheduleFamily, agp, cosine, dense_sparse_dense, get_schedule
 from .schedules import iterative, linear, one_cycle, one_shot, schedules
-from .criteria import Criterion, LayerContext, bn_scale, criteria, criterion, fisher, get_criterion
+from .criteria import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher, get_criterion
 from .criteria import lamp, large_final, large_init, large_init_large_final, large_scaled
 from .criteria import magnitude_increase, mean_score, movement, movmag, needs_of, size_of_sum
 from .criteria import small_final, small_init, small_init_small_final, square_of_sum, squared_final
@@ -39,7 +39,7 @@ from .tickets import Ticket, find_ticket, load_ticket
 
 # %% ../../nbs/sparsify/index.ipynb #aa03b548
 _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-    'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerContext', 'mean_score', 'criterion',
+    'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
     'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
     'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
     'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor',

@@ -16,7 +16,7 @@ import fastai.callback.all # what it patches into `Learner`
 
 from ..core.batches import first_items, map_tensors
 from ..core.checks import check_model
-from ..core.optimizer_state import Settled
+from ..core.optimizer_state import DenormalGuard
 from .allocation import check_sparsity, get_context, most_dead
 from .criteria import get_criterion, large_final
 from .criterion_state import owner_of
@@ -60,7 +60,7 @@ class MaskCallback(Callback):
             if not isinstance(at, (int,float)) or isinstance(at, bool): raise ValueError(f'{name}={at!r}: it is an epoch, or as a float a fraction of the training')
         self.start_epoch,self.end_epoch = start_epoch,end_epoch
 
-    def begin(self):
+    def make_masker(self):
         "Return the sparsifier: it can `sparsify`, `resume`, `apply` and `apply_grad`, and knows its `sparsity()`."
         raise NotImplementedError
 
@@ -83,13 +83,13 @@ class MaskCallback(Callback):
     def before_train(self):
         "Check what can be checked before anything is trained; `before_fit` is no place for it, as `validate` has one, too."
         self.trained = True
-        if not self.begins: return
+        if not self.pending: return
         check_model(self.model, may_be_lazy=True)
         self.check_schedule()
         self.check()
 
     def after_backward(self): self.sparsifier.apply_grad()
-    def cut(self, cuts, inputs): self.sparsifier.cut(cuts)
+    def apply_slicing(self, cuts, inputs): self.sparsifier.apply_slicing(cuts)
 
 # %% ../../nbs/sparsify/09_callback.ipynb #64baddd7
 @patch
@@ -97,7 +97,7 @@ def before_fit(self:MaskCallback):
     "Stay out of `lr_find` and predictions, and add a column to the recorder."
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     if not self.run: return
-    self.begins,self.trained = True,False
+    self.pending,self.trained = True,False
     if hasattr(self.learn, 'recorder'):
         names,column = self.recorder.metric_names,type(self).column
         options = [column, f'{column}_{self._kind()}', *[f'{column}_{self._kind()}_{i}' for i in range(2, len(names)+2)]]
@@ -118,11 +118,11 @@ def _kind(self:MaskCallback): return getattr(self, 'granularity', len(self.recor
 @patch
 def before_batch(self:MaskCallback):
     "Begin at the first batch of a fit, which shows the graph."
-    if not self.begins: return
-    sparsifier = self.begin()
+    if not self.pending: return
+    sparsifier = self.make_masker()
     self.alone = not any(getattr(cb, 'keeps_zeros', False) and cb is not self for cb in self.learn.cbs)
     if self.epoch: sparsifier.resume(self.sparsity, self.fraction(self.epoch/self.n_epoch))
-    self.sparsifier,self.settled,self.history,self.begins = sparsifier,Settled(),[],False
+    self.sparsifier,self.denormal_guard,self.history,self.pending = sparsifier,DenormalGuard(),[],False
     self.start,self.epochs = sparsifier.reached,self.n_epoch # for the plots
 
 # %% ../../nbs/sparsify/09_callback.ipynb #29cbbe25
@@ -159,12 +159,12 @@ def after_step(self:MaskCallback):
     "Zero what is dead, and as many units as the schedule wants by the end of this batch: if others zero, too, once all of them have done so."
     if self.alone: self._update()
     else: self.sparsifier.apply()
-    self.settled.step(self.opt)
+    self.denormal_guard.step(self.opt)
 
 @patch
 def after_batch(self:MaskCallback):
     "Do so now if it was not done after the step, or there was none, as gradients are accumulated or were not finite."
-    if self.begins: return # another callback has cancelled the first batch
+    if self.pending: return # another callback has cancelled the first batch
     if not self.history or self.history[-1][0]!=self.position: self._update()
 
 @patch
@@ -173,12 +173,12 @@ def record(self:MaskCallback, pos): self.history.append((pos, self.sparsifier.re
 @patch
 def after_train(self:MaskCallback):
     "Reach the target also where the last epoch was cut short."
-    if self.epoch==self.n_epoch-1 and not self.begins: self._sparsify(1.)
+    if self.epoch==self.n_epoch-1 and not self.pending: self._sparsify(1.)
 
 @patch
 def after_validate(self:MaskCallback):
     "Report what is really zero."
-    if self.trained and not self.begins and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
+    if self.trained and not self.pending and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
 
 # %% ../../nbs/sparsify/09_callback.ipynb #ebe63420
 @patch
@@ -272,7 +272,7 @@ class SparsifyCallback(MaskCallback):
         get_context(context)
         store_attr('context,layers,exclude,coupled,round_to,min_units')
 
-    def begin(self):
+    def make_masker(self):
         "A `Sparsifier` for the model, which sees the graph by the first batch."
         sample = first_items(self.xb)
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude, self.coupled, sample, self.round_to, self.min_units)
@@ -301,7 +301,7 @@ def _sparsify(self:SparsifyCallback, fraction):
 @patch
 def after_fit(self:SparsifyCallback):
     "Keep the zeros if the weights have been replaced, and nothing else."
-    if self.begins: return
+    if self.pending: return
     self.sparsifier.apply()
     self.sparsifier.memory.forget()
 
@@ -380,9 +380,9 @@ class KeepZeros(Callback):
         try: self.masks = find_zeros(self.model, first_items(self.xb))
         except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
-        self.zeros,self.settled = Zeros(self.masks),Settled()
+        self.zeros,self.denormal_guard = Zeros(self.masks),DenormalGuard()
 
-    def cut(self, cuts, inputs):
+    def apply_slicing(self, cuts, inputs):
         "Follow a network that shrinks."
         self.params = {n:p for n,p in self.params.items() if cuts.get(p, ()) is not None}
         self.masks = {n:self.masks[n] for n in self.params}
@@ -393,7 +393,7 @@ class KeepZeros(Callback):
     def after_backward(self): self.zeros.apply({n:p.grad for n,p in self.params.items()})
     def after_step(self):
         self.zeros.apply(self.params)
-        self.settled.step(self.opt)
+        self.denormal_guard.step(self.opt)
 
     def after_fit(self):
         if self.masks is not None: self.zeros.apply(self.params) # a step may have been cut short, or the weights replaced

@@ -11,7 +11,7 @@ from fastcore.all import noop, patch
 from torch import Tensor, nn
 
 from ..core.models import watch_pass
-from .criteria import LayerContext
+from .criteria import LayerInfo
 
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #8a69b261
 class RunningMean:
@@ -48,7 +48,7 @@ def owner_of(name): return name.rpartition('.')[0] # layer of a parameter
 class Memory:
     "Keeps of a model's weights what a criterion needs."
     def __init__(self,
-        needs,           # names of fields of `LayerContext`
+        needs,           # names of fields of `LayerInfo`
         model:nn.Module, # the model
         names            # names of its parameters that are scored
     ):
@@ -78,7 +78,7 @@ class Memory:
         return ('input_norm' not in self.needs or bool(self.norms)) and ('gradient' not in self.needs or bool(self.units))
 
     @torch.no_grad()
-    def cut(self,
+    def apply_slicing(self,
         cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
     ):
         "Follow parameters that are cut."
@@ -120,7 +120,7 @@ def _measure(self:Memory, name, layer, xs): self.norms.setdefault(name, RunningM
 def context(self:Memory,
     name:str,       # name of a parameter
     norm_scale=None # size of the scale in the norm behind each element, if there is one
-) -> LayerContext:
+) -> LayerInfo:
     "What a criterion may know of a parameter; a `ValueError` if something that it needs is not there."
     layer,p,known = self.layers[name],self.params[name],{}
     def missing(what, remedy): return ValueError(f'layer {owner_of(name)!r}: the criterion needs {what}, but {remedy}')
@@ -137,4 +137,4 @@ def context(self:Memory,
     if 'norm_scale' in self.needs:
         if norm_scale is None: raise missing('the scale of a norm', 'none was found behind it: take filters or neurons with coupled=True, or leave the layer out')
         known['norm_scale'] = norm_scale
-    return LayerContext(owner_of(name), layer, **known)
+    return LayerInfo(owner_of(name), layer, **known)

@@ -47,20 +47,20 @@ class RegularizeCallback(Callback):
         self.groups = ()
 
     def before_fit(self):
-        self.run,self.begins = not (hasattr(self.learn, 'gather_preds') or hasattr(self.learn, 'lr_finder')),True
+        self.run,self.pending = not (hasattr(self.learn, 'gather_preds') or hasattr(self.learn, 'lr_finder')),True
         if self.run: select_layers(self.model, self.granularity, self.layers, self.exclude)
 
     def before_batch(self):
         "Find the units at the first batch, which shows the graph."
-        if not self.begins: return
+        if not self.pending: return
         sample = first_items(self.xb)
         self.groups,self.left_dense = find_groups(self.model, self.granularity, self.layers, self.exclude, self.coupled, sample)
-        self.params,self.begins,self.history = dict(self.model.named_parameters(remove_duplicate=False)),False,[]
+        self.params,self.pending,self.history = dict(self.model.named_parameters(remove_duplicate=False)),False,[]
         self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]
 
-    def cut(self, cuts, inputs):
+    def apply_slicing(self, cuts, inputs):
         "Follow a network that shrinks."
-        for g in self.groups: g.cut(self.params, cuts)
+        for g in self.groups: g.apply_slicing(self.params, cuts)
 
     def remember(self):
         "A function that puts back what `cut` changes."

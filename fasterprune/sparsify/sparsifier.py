@@ -252,7 +252,7 @@ def update(self:Sparsifier, sparsity, fraction=1.):
         if self.shrunk: k = max(k, dead) # what is gone does not come back
         if self.round_to==1: counts[key] = k
         if k!=dead or (self.round_to>1 and k): due.append((groups, k, dead))
-    few = [self._find_few(groups, k-dead) for groups,k,dead in due]
+    few = [self._find_incremental(groups, k-dead) for groups,k,dead in due]
     zeroed = {g.weights[0].param for (groups,*_),found in zip(due, few) if found for g in groups}
     if not self.shared and len(zeroed)<len(self.masks): self.zeros.apply({n:self.params[n] for n in self.masks if n not in zeroed})
     many = [(g, low, k<dead) for (groups,k,dead),found in zip(due, few) if not found for g,low in zip(groups, self._choose(groups, k))]
@@ -275,7 +275,7 @@ def _kill(self:Sparsifier, few, many):
     if few or many: self.memory.refresh()
 
 @patch
-def _find_few(self:Sparsifier, groups, k):
+def _find_incremental(self:Sparsifier, groups, k):
     "The `k` lowest weights that are alive, found while what is dead is zeroed; `None` where that is not possible."
     if any(len(g.weights)!=1 or g.weights[0].rows is not None for g in groups): return
     weights = [self.params[g.weights[0].param].detach() for g in groups]
@@ -340,13 +340,13 @@ def _rounded(self:Sparsifier, groups, scores, k, dead):
 
 # %% ../../nbs/sparsify/08_sparsifier.ipynb #92e7a532
 @patch
-def cut(self:Sparsifier,
+def apply_slicing(self:Sparsifier,
     cuts:dict # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
 ):
     "Follow a network that shrinks: what is gone counts as zero."
-    for other in {g for group in self.groups for s in group.weights for g,_ in s.across[1:] if not isinstance(g, Group)}: other.cut(cuts)
-    for g in self.groups: g.cut(self.params, cuts)
-    self.memory.cut(cuts)
+    for other in {g for group in self.groups for s in group.weights for g,_ in s.across[1:] if not isinstance(g, Group)}: other.apply_slicing(cuts)
+    for g in self.groups: g.apply_slicing(self.params, cuts)
+    self.memory.apply_slicing(cuts)
     self.counts,self.shrunk = {},True
     self._mask()
 

@@ -171,7 +171,7 @@ class Slices:
         values = values.view([1 if d in self.spans else s for d,s in enumerate(seen)])
         return values if self.shape is None else values.expand(seen).reshape(p.shape)
 
-    def cut(self,
+    def apply_slicing(self,
         n:int,      # how many units there are
         p:Tensor,   # something of the shape that the parameter had
         kept:dict   # the indices that are kept of it, by dimension
@@ -215,7 +215,7 @@ class Group:
         if self.counted is None: self.counted = self.n - int(torch.count_nonzero(self.alive))
         return self.counted
 
-    def cut(self,
+    def apply_slicing(self,
         params:dict, # parameters by name
         cuts:dict    # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
     ):
@@ -223,7 +223,7 @@ class Group:
         def _cut(s):
             shape,kept = cuts.get(params[s.param], ((),{})) or ((),None)
             if not kept: return [] if kept is None else [s]
-            return [s.cut(self.n, torch.empty(shape, device='meta'), {d:k.to(params[s.param].device) for d,k in kept.items()})]
+            return [s.apply_slicing(self.n, torch.empty(shape, device='meta'), {d:k.to(params[s.param].device) for d,k in kept.items()})]
         self.weights,self.others = [[new for s in slices for new in _cut(s)] for slices in (self.weights,self.others)]
         if self.alive is None: return # nobody asks
         left = torch.zeros_like(self.alive)
@@ -390,7 +390,7 @@ class _Elsewhere:
         for p,d,at in self.lines: found.index_put_((at.to(p.device),), (p.detach()!=0).movedim(d, 0).flatten(1).any(1), accumulate=True)
         return found
 
-    def cut(self, cuts):
+    def apply_slicing(self, cuts):
         lines,self.lines = self.lines,[]
         for p,d,at in lines:
             kept = (cuts.get(p, ((),{})) or ((),None))[1]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.all import *
 from fasterprune.core.models import evaluating
 from fasterprune.graph.graph import Graph
-from fasterprune.graph.trace import capture
+from fasterprune.graph.trace import trace
 from support.nets import as_tuple, gap, halve, perturb, random_net
 from fasterprune.condense.reduced import Constant
 
@@ -75,8 +75,8 @@ class Largest(TorchDispatchMode):
 
 def test_dense_connections_at_full_resolution_are_cheap(): # nothing is written out that is only expanded
     net,x = arch('densenet121'),torch.randn(8, 3, 224, 224)
-    tape = capture(net, x)
-    with Largest() as seen: Graph(net, x, tape)
+    traced = trace(net, x)
+    with Largest() as seen: Graph(net, x, traced)
     assert seen.n <= max(p.numel() for p in net.parameters()), f'{seen.n} elements in one tensor'
 
 def test_resnet18_is_exact():

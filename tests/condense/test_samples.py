@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from fasterprune.all import *
 from fasterprune.core.models import evaluating
-from fasterprune.graph.trace import capture
-from fasterprune.graph.graph import watch
+from fasterprune.graph.trace import trace
+from fasterprune.graph.graph import trace_sample
 from fasterprune.condense.verify import Reference
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_a_batch_by_keywords(cls, kind, tmp_path):
     s.sparsify(.5)
     assert s.groups[0].n==8 and s.reached==.5
     s.observe(batch)
-    assert n_macs(net, batch)==5*(64+24) and len(capture(net, batch).ops)==len(watch(net, batch).ops)
+    assert n_macs(net, batch)==5*(64+24) and len(trace(net, batch).ops)==len(trace_sample(net, batch).ops)
     assert Reference(net, batch).error(c.model, c.inputs) < 1e-12
     assert set(find_zeros(net, batch))=={'a.weight','a.bias'}
 

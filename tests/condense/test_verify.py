@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from fasterprune.all import *
 from fasterprune.core.batches import tensors_in
 from fasterprune.core.models import copy_of
-from fasterprune.graph.trace import capture, sketch
+from fasterprune.graph.trace import trace, trace_forms
 from fasterprune.graph.rules import one_operation
 from fasterprune.condense.reduced import Constant
 from fasterprune.condense.verify import Reference, _compare
@@ -264,13 +264,13 @@ def test_each_network_is_run_twice_in_float64(side, fixed, items):
     'mobilenet_v3_small','lraspp_mobilenet_v3_large','levit_128s','xcit_nano_12_p16_224'])
 def test_a_sketch_has_the_operations_and_forms_of_what_is_performed(name):
     net,x = network(name)
-    def _forms(tape): return [(o.name,o.place,o.line,[tuple(t.shape) for t in tensors_in(o.out)]) for o in tape.ops]
-    assert _forms(sketch(net, x, one_operation))==_forms(capture(net, x, one_operation))
+    def _forms(traced): return [(o.name,o.place,o.line,[tuple(t.shape) for t in tensors_in(o.out)]) for o in traced.ops]
+    assert _forms(trace_forms(net, x, one_operation))==_forms(trace(net, x, one_operation))
 
 @pytest.mark.parametrize('f', [lambda m, x: m.b(m.a(x))[:int((x>0).sum().item())>=0], lambda m, x: m.b(m.a(x)[(x[:,0]<9).nonzero()[:,0]])])
 def test_a_sketch_knows_when_values_are_asked_for(f):
     net,x = Net(f).eval(),torch.randn(5, 6)
-    assert [o.name for o in sketch(net, x).ops]==[o.name for o in capture(net, x).ops] and sketch(net, x).output.shape==net(x).shape
+    assert [o.name for o in trace_forms(net, x).ops]==[o.name for o in trace(net, x).ops] and trace_forms(net, x).output.shape==net(x).shape
     c = Condenser(net, x).condense()
     assert torch.allclose(c.model(x), net(x), atol=1e-6)
 
@@ -279,8 +279,8 @@ def test_a_sketch_tells_what_is_wrong_as_capture_does():
         (nn.LayerNorm(4),(2,5)), (nn.GroupNorm(2, 4),(2,6,5))]
     for m,shape in cases:
         x = torch.randn(shape)
-        with pytest.raises(ValueError) as a: capture(m, x)
-        with pytest.raises(ValueError) as b: sketch(m, x)
+        with pytest.raises(ValueError) as a: trace(m, x)
+        with pytest.raises(ValueError) as b: trace_forms(m, x)
         assert str(a.value)==str(b.value)
 
 @pytest.mark.parametrize('inplace', [False,True])
@@ -301,8 +301,8 @@ def why(graph, dead, plan, spared, round_to):
     found = {}
     for u in dead.tolist():
         cases = [*((r, u in us.tolist()) for us,r in graph.pins),
-            ('carries the constants of dead channels over a padded border', bool(plan.carriers[u])),
-            ('the last unit of its layer', bool(plan.lonely[u])),
+            ('carries the constants of dead channels over a padded border', bool(plan.constant_carriers[u])),
+            ('the last unit of its layer', bool(plan.last_survivors[u])),
             (f'the width is a multiple of {round_to}', bool(plan.rounded[u])),
             ('removing units of this layer changed the output', any(u in us.tolist() for _,us in spared)),
             *((r, u in us.tolist()) for us,r in graph.borders),
@@ -319,9 +319,9 @@ def test_reasons_are_those_of_each_unit(name):
     c = con.condense(verify=False)
     plan,reasons = con.trial.plan,con.reasons
     for r in con.graph.reads[::3]:
-        units = r.rows[~r.linked.any(1) & plan.keep[r.rows]]
+        units = r.rows[~r.connectivity.any(1) & plan.keep[r.rows]]
         assert reasons.of(units)==why(con.graph, units, plan, [], 4)
-        silent = r.cols[~r.linked.any(0)]
+        silent = r.cols[~r.connectivity.any(0)]
         for n in silent.tolist():
             makers = {w for us,w in con.graph.pins if w.startswith('made by') and n in us.tolist()}
             assert set(reasons.makers[reasons.made[n]])==makers

@@ -753,7 +753,7 @@ def test_condensed_after_a_fit_that_left_its_hooks():
 
 class CannotFollow(Callback):
     order = 99
-    def cut(self, cuts, inputs): raise RuntimeError('no way')
+    def apply_slicing(self, cuts, inputs): raise RuntimeError('no way')
 
 def breaks_at(monkeypatch, name):
     "An error after a step of the edit has been done."

@@ -207,7 +207,7 @@ def test_table_in_full(kind):
 
 def test_criteria_are_their_formulas():
     w,o,p,g = [torch.randn(6, 4, dtype=torch.float64) for _ in range(4)]
-    c = LayerContext('fc', nn.Linear(4, 6), torch.rand(1, 4).double(), o, p, g, torch.rand(1, 4).double(), torch.rand(6, 1).double())
+    c = LayerInfo('fc', nn.Linear(4, 6), torch.rand(1, 4).double(), o, p, g, torch.rand(1, 4).double(), torch.rand(6, 1).double())
     size,began,was = w.abs(),o.abs(),p.abs()
     formulas = dict(large_final=size, squared_final=w*w, small_final=-size, large_init=began, small_init=-began,
         large_init_large_final=torch.minimum(size, began), small_init_small_final=-torch.maximum(size, began), magnitude_increase=size-began,

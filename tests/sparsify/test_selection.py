@@ -6,7 +6,7 @@ from fastai.basics import *
 from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.sparsify import granularity, selection as fast, sparsifier as sparsify
 from fasterprune.all import *
-from fasterprune.core.optimizer_state import Settled
+from fasterprune.core.optimizer_state import DenormalGuard
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
 
@@ -43,13 +43,13 @@ def test_one_pass_finds_what_all_scores_find(model, way, monkeypatch):
     "The few that die at each step are those that a selection from the scores of all weights gives, after each batch, and so is the network."
     if isinstance(way['sparsity'], dict) and model is cnn: way = dict(way, sparsity={'0':.5, '*':.8})
     runs,found = [],[]
-    few = sparsify.Sparsifier._find_few
+    few = sparsify.Sparsifier._find_incremental
     for slow in (False,True):
         def _few(self, groups, k):
             f = None if slow else few(self, groups, k)
             found.append(f is not None)
             return f
-        monkeypatch.setattr(sparsify.Sparsifier, '_find_few', _few)
+        monkeypatch.setattr(sparsify.Sparsifier, '_find_incremental', _few)
         cb = SparsifyCallback(**way)
         watch = Watch(cb)
         learn = fit(learner(model), 3, cb, watch)
@@ -314,7 +314,7 @@ def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
     "With decays that come to them in a hundred steps: what is alive learns as if nothing had been done, and without it there are thousands."
     found = []
     for every in (32, 10**9):
-        monkeypatch.setattr('fasterprune.sparsify.callback.Settled', lambda: Settled(every))
+        monkeypatch.setattr('fasterprune.sparsify.callback.DenormalGuard', lambda: DenormalGuard(every))
         learn = learner(mlp, 128, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.6,.6)))
         if kind=='kept': Sparsifier(learn.model).sparsify(.9)
         with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=masking[kind]())

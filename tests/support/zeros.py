@@ -59,7 +59,7 @@ def enliven(model):
     return model
 
 @torch.no_grad()
-def settle(model, x):
+def flush_denormals(model, x):
     "Running statistics near those of the activations, but not equal to them"
     def _near(m, args):
         seen = args[0].transpose(0, 1).flatten(1)
@@ -179,7 +179,7 @@ def _scale_norms(model, factor):
 def _try(model, x):
     "Does the output depend on the input, and how large is the error of single precision?"
     torch.manual_seed(0)
-    settle(model, x)
+    flush_denormals(model, x)
     exact,out = cast(model, torch.float64)(x.double()),cast(model, torch.float32)(x)
     assert all(o.isfinite().all() for o in tree_leaves(out))
     return _varies(out, 1e-2),gap(exact, out)

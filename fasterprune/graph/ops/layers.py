@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fasterprune.core.batches import as_tuple
-from fasterprune.graph.rules import Norm, Param, Read, Signal, Size, barrier, distinct, leaves, nothing, place, rule
+from fasterprune.graph.rules import Norm, Param, LinearUse, AbstractValue, Size, barrier, distinct, leaves, nothing, place, rule
 from fasterprune.graph.rules import rules, some, spread
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #9d6011d2
@@ -39,7 +39,7 @@ def _bias(bias, n): return bias.double() if bias else torch.zeros(n, dtype=torch
 
 def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)):
     "The signal after a layer that reads `x` along `dim`."
-    x = graph.settled(x, op)
+    x = graph.materialize_constant(x, op)
     if dim==-1 and not x.varies(x.ids.ndim-1) and any(x.varies(d) for d in range(x.ids.ndim-1)): return _mix(graph, op, x, weight, bias)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
@@ -52,17 +52,17 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     graph.bind(weight, names[0], rows)
     graph.bind(bias, 0, rows)
     graph.bind(weight, names[1], cols, 'reads')
-    linked = (value!=0).flatten(2).any(2).cpu() if value.ndim>2 else (value!=0).cpu()
+    connectivity = (value!=0).flatten(2).any(2).cpu() if value.ndim>2 else (value!=0).cpu()
     unknown = const.isnan()
     known = ~unknown & (const!=0)
-    varies = some(linked & (unknown|known if padded else unknown), 1)
+    varies = some(connectivity & (unknown|known if padded else unknown), 1)
     out = _bias(bias, n_rows)
     if known.any(): out = out + effective(weight.value, known, axes) @ const[known]
     graph.made[id(op.out)] = len(graph.reads)
-    graph.reads.append(Read(weight.layer, weight.name, bias and bias.name, rows, cols, const, linked, padded, tuple(names)))
+    graph.reads.append(LinearUse(weight.layer, weight.name, bias and bias.name, rows, cols, const, connectivity, padded, tuple(names)))
     graph.layers[weight.name] = groups
     shape = op.out.shape
-    return Signal(spread(rows, dim, shape), spread(torch.where(varies, torch.nan, out), dim, shape))
+    return AbstractValue(spread(rows, dim, shape), spread(torch.where(varies, torch.nan, out), dim, shape))
 
 def _mix(graph, op, x, weight, bias):
     "The signal after a layer that reads positions, whatever unit is there: nothing of its weight can go."
@@ -72,7 +72,7 @@ def _mix(graph, op, x, weight, bias):
     shape = op.out.shape
     if x.const.isnan().all(): out = nothing
     else: out = (x.const.to(torch.float64)@value.T) + (bias.double() if bias else 0)
-    return Signal(x.ids[...,:1].expand(shape), out.expand(shape))
+    return AbstractValue(x.ids[...,:1].expand(shape), out.expand(shape))
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #c90dbed5
 @rule('linear')
@@ -104,7 +104,7 @@ def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     "The signal after a convolution in which each channel is filtered by itself."
     if weight.layer not in graph.plain and getattr(graph.model.get_submodule(weight.layer), 'groups', 1)!=groups:
         return barrier(graph, op, x, weight, bias, why='whose number of groups stands in the code')
-    x = graph.settled(x, op)
+    x = graph.materialize_constant(x, op)
     ids,const = [v.repeat_interleave(len(weight.value)//groups) for v in graph.along(x, dim)]
     graph.bind(weight, 0, ids)
     graph.bind(bias, 0, ids)
@@ -116,7 +116,7 @@ def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     if bordered.any(): graph.borders.append((ids[bordered], f'its constant meets the zeros beyond the border in {weight.layer}'))
     out = torch.where(live, const*kernel.sum(1) + shift, shift)
     shape = op.out.shape
-    return Signal(spread(ids, dim, shape), spread(torch.where(bordered, torch.nan, out), dim, shape))
+    return AbstractValue(spread(ids, dim, shape), spread(torch.where(bordered, torch.nan, out), dim, shape))
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #07735878
 def _affine(graph, x, weight, bias, dim):
@@ -131,10 +131,10 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     own = training and op.name=='instance_norm' # normed by its own mean and variance
     if training and not own or not _params(weight or mean or bias or None, *(p for p in (mean,var,weight,bias) if p)) and (weight or bias or not own):
         return barrier(graph, op, x, weight, bias, mean, var)
-    x = graph.settled(x, op)
+    x = graph.materialize_constant(x, op)
     ids,const,scale,shift = _affine(graph, x, weight, bias, 1)
     for param in (mean,var): graph.bind(param, 0, ids, 'follows')
-    alone = not (weight or bias or mean) and sum(c.name==op.place for c in graph.tape.calls)==1
+    alone = not (weight or bias or mean) and sum(c.name==op.place for c in graph.traced.calls)==1
     if alone and getattr(graph.model.get_submodule(op.place), 'num_features', None)==len(ids):
         graph.sizes.append(Size(op.place, 'num_features', ids)) # PyTorch warns of another number
     graph.join(ids, f'normed by {place(op)}')
@@ -143,7 +143,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
         scale = scale*(var.double()+eps).rsqrt()
         out = torch.where(scale==0, shift, (const-mean.double())*scale + shift)
         graph.note_mean(op, mean, scale==0)
-    return Signal(x.ids, spread(out, 1, x.shape))
+    return AbstractValue(x.ids, spread(out, 1, x.shape))
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #963a9f24
 def within(x, dim):
@@ -159,18 +159,18 @@ def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
     c = x.const.movedim(dim, -1)
     c = c - c.mean(-1, keepdim=True)*centered
     out = torch.where((c==0).all(-1, keepdim=True), shift, c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift)
-    return Signal(x.ids, out.expand(c.shape).movedim(-1, dim))
+    return AbstractValue(x.ids, out.expand(c.shape).movedim(-1, dim))
 
 def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1, group=None, gone=None):
     "The signal after a norm over groups of the units along `dim`: `groups` equal ones, or `group` has the number of each unit's, and `gone` for each group what it counts besides (see `gone_from`)."
     if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
-    x = graph.settled(x, op)
+    x = graph.materialize_constant(x, op)
     if groups==1 and group is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
     ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
     at,then = graph.norm_dim(op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
-    elif sum(c.name==op.place for c in graph.tape.calls)>1: _normed_again(graph, op, ids, const, at)
+    elif sum(c.name==op.place for c in graph.traced.calls)>1: _normed_again(graph, op, ids, const, at)
     n = len(ids)
     if group is None: group = torch.arange(n) // (n//groups)
     total,r,m,v = torch.tensor(gone or [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
@@ -180,7 +180,7 @@ def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1, gro
     var = (_sums((const-mean[group])**2) + v + r*(m-mean)**2)/total
     out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
     zero = (scale==0) | (const==0 if not centered else False) # 0 is divided
-    return Signal(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
+    return AbstractValue(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
 
 def _normed_again(graph, op, ids, const, dim):
     "A norm that is called several times loses the same units each time: such as are 0, along the same dimension."
@@ -209,26 +209,26 @@ def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): 
 @rule('prelu')
 def _prelu(graph, op, x, weight):
     if not _params(weight): return barrier(graph, op, x, weight)
-    x = graph.settled(x, op)
+    x = graph.materialize_constant(x, op)
     if weight.value.numel()==1: slope,const,ids = weight.double().flatten(),distinct(x.const),x.ids
     else:
         units,const = graph.along(x, 1)
         graph.bind(weight, 0, units)
         slope,ids = weight.double(),x.ids
     out = torch.where(const>=0, const, const*slope)
-    return Signal(ids, out.expand(x.shape) if weight.value.numel()==1 else spread(out, 1, x.shape))
+    return AbstractValue(ids, out.expand(x.shape) if weight.value.numel()==1 else spread(out, 1, x.shape))
 
 @rule('embedding', 'embedding_bag')
 def _embedding(graph, op, weight, index, *args, **kwargs):
     if not _params(weight) or op.name=='embedding' and isinstance(weight.value, Tensor) and weight.dims!=(0,1): return barrier(graph, op, weight, index, args)
     for a in leaves([index,args,kwargs]):
-        if isinstance(a, (Signal,Param)): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
+        if isinstance(a, (AbstractValue,Param)): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
     units,value = graph.fresh(weight.value.shape[1]),weight.double()
     graph.bind(weight, 1, units)
     const = torch.where((value==value[:1]).all(0), value[0], torch.nan)
     out = op.out if isinstance(op.out, Tensor) else op.out[0]
     if out is not op.out: const = torch.where(const==0, const, torch.nan)
-    signal = Signal(spread(units, -1, out.shape), spread(const, -1, out.shape))
+    signal = AbstractValue(spread(units, -1, out.shape), spread(const, -1, out.shape))
     return signal if out is op.out else [signal, *[None]*(len(op.out)-1)]
 
 @rule('lstm', 'gru', 'rnn_tanh', 'rnn_relu')
@@ -241,8 +241,8 @@ def _recurrent(graph, op, x, hx, weights, has_biases, n_layers, dropout, train, 
         rows = graph.fresh(len(w.value))
         graph.pin(rows, f'made by {op.name} in {place(op)}, whose state is not cut')
         graph.bind(w, 0, rows)
-        graph.bind(w, 1, (found := graph.along(graph.settled(x, op), -1))[0], 'reads')
+        graph.bind(w, 1, (found := graph.along(graph.materialize_constant(x, op), -1))[0], 'reads')
         graph.bind(bias, 0, rows, 'follows')
-        graph.reads.append(Read(w.layer, w.name, bias and bias.name, rows, *found, (w.value!=0).cpu(), False))
+        graph.reads.append(LinearUse(w.layer, w.name, bias and bias.name, rows, *found, (w.value!=0).cpu(), False))
     others = [w for w in weights if not any(w is f for f in first) and not (isinstance(w, Param) and w.name in [r.bias for r in graph.reads])]
     return barrier(graph, op, hx, others, why='whose state is not cut')

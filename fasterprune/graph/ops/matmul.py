@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fasterprune.graph.ops.layers import contract
-from fasterprune.graph.rules import Param, Read, Signal, agreeing, barrier, distinct, leaves, nothing, place, pointwise
+from fasterprune.graph.rules import Param, LinearUse, AbstractValue, agreeing, barrier, distinct, leaves, nothing, place, pointwise
 from fasterprune.graph.rules import rule, rules, some, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #d027624c
@@ -37,7 +37,7 @@ def _product(graph, op, a, b, left, right, result, bias=None):
             out_op = type(op)(op.name, op.args, op.kwargs, op.out.permute([result.index(c) for c in order]), op.place, op.line)
             out = contract(graph, out_op, shaped, w, bias, -1, axes=axes)
             return out.moved(lambda t: t.permute([order.index(c) for c in result]))
-    a,b = [graph.settled(graph.signal(x), op) if summed else graph.signal(x) for x in (a,b)]
+    a,b = [graph.materialize_constant(graph.signal(x), op) if summed else graph.signal(x) for x in (a,b)]
     if not summed: # a product element by element
         a,b = [s.moved(lambda t: _align(t, names, result)) for s,names in ((a,left), (b,right))]
         return rules['mul'](graph, type(op)('mul', op.args, {}, op.out, op.place, op.line), a, b)
@@ -54,7 +54,7 @@ def _product(graph, op, a, b, left, right, result, bias=None):
 def _made(graph, op):
     ids = graph.fresh(1)[0]
     graph.pin(ids, f'made by {op.name} in {place(op)}')
-    return Signal(ids.expand(op.out.shape), nothing.expand(op.out.shape))
+    return AbstractValue(ids.expand(op.out.shape), nothing.expand(op.out.shape))
 
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #31303acb
 def _connects(graph, w, x, have, summed):
@@ -74,9 +74,9 @@ def _mixed(graph, op, a, b, left, right, summed):
         for c in found: # not the same units at all positions, as in an input
             first = o.ids.narrow(have.index(c), 0, 1)
             graph.tie(first, o.ids, f'mixed in {place(op)}')
-            o = Signal(first.expand(o.shape), o.const)
+            o = AbstractValue(first.expand(o.shape), o.const)
         graph.pin(s.ids, f'mixes positions in {place(op)}')
-        mixer = Signal(torch.tensor(-1).expand(s.shape), s.const)
+        mixer = AbstractValue(torch.tensor(-1).expand(s.shape), s.const)
         return (o,mixer) if i else (mixer,o)
 
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #c66fe3df
@@ -91,10 +91,10 @@ def _over_positions(graph, op, a, b, left, right, result, summed):
         zero = zero.expand([1 if c in summed else n for c,n in zip(names, s.shape)])
         gone = [c for c in names if c not in summed]
         def _drop(t): return _align(t.squeeze([names.index(c) for c in summed]) if summed else t, gone, result)
-        parts.append(Signal(_drop(ids), zero_or_unknown(_drop(zero))))
+        parts.append(AbstractValue(_drop(ids), zero_or_unknown(_drop(zero))))
     ids,*consts = graph.elementwise(op, parts)
     zero = torch.stack(torch.broadcast_tensors(*[c==0 for c in consts])).any(0)
-    return Signal(ids.expand(op.out.shape), zero_or_unknown(zero).expand(op.out.shape))
+    return AbstractValue(ids.expand(op.out.shape), zero_or_unknown(zero).expand(op.out.shape))
 
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #8ab635c1
 _letters = 'abcdefghijklmnopqrstuvwxyz'
@@ -126,7 +126,7 @@ def _inner(graph, op, a, b, dim=-1):
 @rule('cosine_similarity', 'cdist')
 def _compared(graph, op, a, b, *args, **kwargs):
     "How near vectors are: where both are 0, or for a distance are the same, a unit adds nothing to it."
-    a,b = [graph.settled(graph.signal(x), op) for x in (a,b)]
+    a,b = [graph.materialize_constant(graph.signal(x), op) for x in (a,b)]
     cosine,n = op.name=='cosine_similarity',max(a.ids.ndim, b.ids.ndim)
     d = (kwargs.get('dim', args[0] if args else 1) if cosine else -1)%n - n
     if a.shape[d]!=b.shape[d] or any(s.varies(i) for s in (a,b) for i in range(s.ids.ndim) if i!=d+s.ids.ndim): return barrier(graph, op, a, b)
@@ -143,7 +143,7 @@ def _addmm(graph, op, c, a, b, *, beta=1, alpha=1):
     biased = isinstance(c, Param) and c.value.ndim==1 and isinstance(b, Param)
     out = _product(graph, op, a, b, left, right, result, c if biased else None)
     if biased or beta==0: return out # what is multiplied by 0 is not even looked at
-    if scaled: c,out = [Signal(s.ids, zero_or_unknown(s.const==0), s.bare) for s in (graph.signal(c),out)]
+    if scaled: c,out = [AbstractValue(s.ids, zero_or_unknown(s.const==0), s.is_parameter) for s in (graph.signal(c),out)]
     total = type(op)('add', (op.out,op.out), {}, op.out, op.place, op.line)
     return pointwise(graph, total, graph.signal(c), out)
 
@@ -159,7 +159,7 @@ def _einsum(graph, op, equation, xs, **kwargs):
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #b5afbed6
 @rule('scaled_dot_product_attention')
 def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
-    q,k,v = [graph.settled(graph.signal(s), op) for s in (q,k,v)]
+    q,k,v = [graph.materialize_constant(graph.signal(s), op) for s in (q,k,v)]
     n = q.ids.ndim
     if any(s.varies(n-2) for s in (q,k,v)): return barrier(graph, op, q, k, v, mask)
     if kwargs.get('enable_gqa'): k,v = [_for_each_query(graph, op, q, s) for s in (k,v)]
@@ -173,22 +173,22 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
         for s in (q,k): graph.tie(s.ids[...,:1,:1], v.ids[...,:1,:], f'heads of {place(op)}')
     const = torch.where(agreeing(v.const, -2), distinct(v.const).narrow(-2, 0, 1), torch.nan)
     ids = v.ids[...,:1,:].expand(op.out.shape)
-    return Signal(ids, const.expand(op.out.shape) if mask is None else zero_or_unknown(const==0).expand(op.out.shape))
+    return AbstractValue(ids, const.expand(op.out.shape) if mask is None else zero_or_unknown(const==0).expand(op.out.shape))
 
 # %% ../../../nbs/graph/ops/03_matmul.ipynb #b70a27ba
 def _for_each_query(graph, op, q, x):
     "Keys or values as each head of the queries sees them: if there is one head for all, it stays, and the queries' heads go by themselves."
     if x.shape[-3]>1: return x.moved(lambda t: t.repeat_interleave(q.shape[-3]//x.shape[-3], -3))
     graph.pin(x.ids, f'read by all heads of {place(op)}')
-    return Signal(q.ids[...,:1,:1].expand(*q.shape[:-2], *x.shape[-2:]), x.const.expand(*q.shape[:-2], *x.shape[-2:]))
+    return AbstractValue(q.ids[...,:1,:1].expand(*q.shape[:-2], *x.shape[-2:]), x.const.expand(*q.shape[:-2], *x.shape[-2:]))
 
 def _meet_mask(graph, op, mask, q, k, v):
     "What is added to the scores of each head belongs to it; what is the same for all heads stays."
-    if not isinstance(mask, (Signal,Param,Tensor)): return
+    if not isinstance(mask, (AbstractValue,Param,Tensor)): return
     m,n = graph.signal(mask),q.ids.ndim
     m = m.moved(lambda t: t[(None,)*(n-t.ndim)])
     each = n>3 and m.shape[n-3]>1
-    by_heads = each and not m.neutral and (m.bare or not any(m.varies(d) for d in (*range(n-3), n-2, n-1))) and not any(s.varies(n-1) for s in (q,k))
+    by_heads = each and not m.is_literal and (m.is_parameter or not any(m.varies(d) for d in (*range(n-3), n-2, n-1))) and not any(s.varies(n-1) for s in (q,k))
     if by_heads: graph.tie(m.ids, v.ids[...,:1,:1], f'added to the scores of {place(op)}')
     else: graph.pin(m.ids, f'a mask in {place(op)}')
     if each and not by_heads: # as many as there are now
@@ -207,14 +207,14 @@ def _multihead(graph, op, *args, module=None, **kwargs):
     out_weight,out_bias = [_param_of(graph, module, f'out_proj.{n}') for n in ('weight','bias')]
     graph.heads[op.place] = heads = graph.fresh(module.num_heads)
     units = heads.repeat_interleave(out_weight.value.shape[1]//module.num_heads)
-    value = _read_by_heads(graph, op, module, units, [graph.settled(graph.signal(x), op) for x in (q,k,v)])
-    masks = [a for a in leaves(others) if isinstance(a, (Signal,Param,Tensor))]
+    value = _read_by_heads(graph, op, module, units, [graph.materialize_constant(graph.signal(x), op) for x in (q,k,v)])
+    masks = [a for a in leaves(others) if isinstance(a, (AbstractValue,Param,Tensor))]
     for a in masks: graph.pin(graph.signal(a).ids, f'a mask of {place(op)}')
     if masks: value = zero_or_unknown(value==0)
     out,weights = op.out
     if weights is not None and graph.n_uses(weights): graph.pin(heads, f'the attention weights of {place(op)} are used')
     shape = out.shape
-    attended = Signal(units.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
+    attended = AbstractValue(units.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
     projected = contract(graph, type(op)('linear', (), {}, out, op.place, op.line), attended, out_weight, out_bias, -1)
     return [projected, *([] if weights is None else [_made(graph, type(op)(op.name, (), {}, weights, op.place))])]
 
@@ -233,7 +233,7 @@ def _read_by_heads(graph, op, m, units, xs):
         if packed and i: continue
         taken = torch.where(torch.stack([c==const for _,c in found]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
         stuck = torch.stack([~c.isnan() for _,c in (found if packed else found[i:i+1])]).any(0) & taken.isnan()
-        graph.reads.append(Read(op.place, weight.name, bias.name if packed and bias else None, rows, cols, taken, (weight.value!=0).cpu(), False, stuck=stuck))
+        graph.reads.append(LinearUse(op.place, weight.name, bias.name if packed and bias else None, rows, cols, taken, (weight.value!=0).cpu(), False, stuck=stuck))
     w,const = weights[2].value[-n:].double().cpu(),found[2][1]
     value = bias.double()[2*n:] if bias else torch.zeros(n, dtype=torch.float64)
     known = ~const.isnan()

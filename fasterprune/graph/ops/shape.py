@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fasterprune.core.batches import as_tuple, tensors_in
 from fasterprune.graph.origins import origins_of
-from fasterprune.graph.rules import Param, Signal, agreeing, aten, barrier, compact, distinct, leaves, place, rows_of
+from fasterprune.graph.rules import Param, AbstractValue, agreeing, aten, barrier, compact, distinct, leaves, place, rows_of
 from fasterprune.graph.rules import rule, spread
 
 # %% ../../../nbs/graph/ops/02_shape.ipynb #4522d6c0
@@ -19,26 +19,26 @@ from fasterprune.graph.rules import rule, spread
     'repeat', 'tile', 'repeat_interleave', 'broadcast_to', 'atleast_2d')
 def _movement(graph, op, x, *args, **kwargs):
     name = op.name.removesuffix('_')
-    if leaves([args,kwargs]) and any(isinstance(a, (Signal,Param,Tensor)) for a in leaves([args,kwargs])) and name!='expand_as': return barrier(graph, op, x, args, kwargs)
+    if leaves([args,kwargs]) and any(isinstance(a, (AbstractValue,Param,Tensor)) for a in leaves([args,kwargs])) and name!='expand_as': return barrier(graph, op, x, args, kwargs)
     if name=='expand_as' and (grown := _grown(graph, op, x, args[0])) is not None: return grown
     def _move(t): return t.expand(op.out.shape) if name=='expand_as' else getattr(aten, name)(t, *args, **kwargs)
     if isinstance(x, Param) and name in ('permute','transpose','t','movedim','swapaxes','numpy_T','mT'):
         order = _move(torch.zeros([d+2 for d in range(x.value.ndim)], dtype=torch.bool)).shape
         return Param(x.name, _move(x.value), tuple(x.dims[s-2] for s in order))
-    if graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
+    if graph.assumption_level(op): return barrier(graph, op, x, why='with sizes that stand in the code')
     out = graph.signal(x).moved(_move)
     if name=='expand': out = _expanded_for_heads(graph, op, graph.signal(x), out, args[0])
-    return graph.guessed(op, out) if name in ('expand','repeat','broadcast_to') else out
+    return graph.assumed(op, out) if name in ('expand','repeat','broadcast_to') else out
 
 def _expanded_for_heads(graph, op, x, out, sizes):
     "What comes from nothing but inputs or a buffer and is repeated as often as an attribute says, such as a mask for all heads, has units of its own there."
     named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
     dims = [d for d,n in enumerate(named) if d and n is not None and n.exact and n.origins[0].attr is not None and (d<new or x.shape[d-new]==1<sizes[d])]
-    ids = graph.fresh_along(out.shape, dims) if graph.of_inputs(x) or x.bare and any(_counts_heads(named[d].origins[0].attr) for d in dims) else None
+    ids = graph.fresh_along(out.shape, dims) if graph.of_inputs(x) or x.is_parameter and any(_counts_heads(named[d].origins[0].attr) for d in dims) else None
     if ids is None or not out.ids.numel(): return out
     graph.pin(x.ids, f'repeated in {place(op)}')
     for d in dims: graph.count(named[d].origins[0], rows_of(ids, d)[:,0])
-    return Signal(ids, out.const)
+    return AbstractValue(ids, out.const)
 
 @rule('roll')
 def _roll(graph, op, x, shifts, dims=()):
@@ -57,7 +57,7 @@ def _grown(graph, op, x, y):
     units = [d for d in range(n) if y.varies(d)]
     if not units or any(old[d]==shape[d] for d in units) or any(x.varies(d) for d in range(len(x.shape))): return None
     graph.pin(x.ids, f'read by {op.name} in {place(op)}, which repeats it')
-    return Signal(y.ids, x.const.expand(shape))
+    return AbstractValue(y.ids, x.const.expand(shape))
 
 # %% ../../../nbs/graph/ops/02_shape.ipynb #b395df62
 def _tied_parts(graph, x, dim, size, op):
@@ -72,15 +72,15 @@ def _count_whole(graph, numbers, units):
 def _cut(graph, op, x, dim, start, stop, bounds):
     "Make sure that the part from `start` to `stop` stays one; `bounds` are pairs of a number in the code and the units that it counts."
     n = x.shape[dim]
-    if x.bare: return
+    if x.is_parameter: return
     if bounds and all(graph.is_followed(number) for number,_ in bounds) and graph.reading(op, 2)==0:
         for number,units in bounds: graph.follow_size(number, units)
         return
-    doubt = graph.doubt(op)
-    if n%2==0 and {start,stop} <= {0,n//2,n} and doubt==0 and n>2:
+    assumption_level = graph.assumption_level(op)
+    if n%2==0 and {start,stop} <= {0,n//2,n} and assumption_level==0 and n>2:
         _tied_parts(graph, x, dim, n//2, op)
         _count_whole(graph, [number for number,_ in bounds], rows_of(x.ids, dim)[:,0])
-    elif doubt<2:
+    elif assumption_level<2:
         fixed = x.ids.narrow(dim, 0, stop) if stop<n else x.ids.narrow(dim, 0, start)
         graph.pin(fixed, f'counted in {place(op)} at {op.line}')
     else: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
@@ -97,7 +97,7 @@ def _bounds(op, units, start, stop, args):
 def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     param,x = x,graph.signal(x)
     dim,n,name = dim%len(x.shape),x.shape[dim],op.name
-    if any(isinstance(a, (Signal,Tensor)) for a in (start,stop)): return barrier(graph, op, x, start)
+    if any(isinstance(a, (AbstractValue,Tensor)) for a in (start,stop)): return barrier(graph, op, x, start)
     if name=='unbind':
         if x.varies(dim): graph.pin(x.ids, f'unbound in {place(op)} at {op.line}')
         return [x.moved(lambda t: t.select(dim, i)) for i in range(n)]
@@ -114,8 +114,8 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
             units = rows_of(x.ids, dim)[:,0]
             _cut(graph, op, x, dim, start, stop, [] if name=='select' else _bounds(op, units, start, stop, args))
             graph.cuts[graph.at] = units[:start]
-    if name=='select': return graph.guessed(op, x.moved(lambda t: t.select(dim, start)))
-    return graph.guessed(op, x.moved(lambda t: aten.slice(t, dim, start, stop, step)))
+    if name=='select': return graph.assumed(op, x.moved(lambda t: t.select(dim, start)))
+    return graph.assumed(op, x.moved(lambda t: aten.slice(t, dim, start, stop, step)))
 
 # %% ../../../nbs/graph/ops/02_shape.ipynb #ad788492
 @rule('chunk', 'split', 'split_with_sizes', 'tensor_split', 'unsafe_chunk', 'unsafe_split')
@@ -127,7 +127,7 @@ def _split(graph, op, x, how, dim=0):
         named = [] if 'chunk' in op.name or not isinstance(how, (int,tuple,list)) else origins_of(op.numbers, as_tuple(how))
         _sized_parts(graph, op, x, dim, sizes, named, isinstance(how, int))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return graph.guessed(op, [x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
+    return graph.assumed(op, [x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
 
 def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
     "Make sure that parts stay what they are: those with sizes that follow go by themselves, equal ones go together, and others stay."
@@ -135,7 +135,7 @@ def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
     if named and not of_one_size and any(map(graph.is_followed, named)) and graph.reading(op, 2)==0:
         for number,part in zip(named, units):
             if not graph.follow_size(number, part): graph.pin(part, f'split in {place(op)} at {op.line}')
-    elif len(set(sizes))==1 and graph.doubt(op)==0:
+    elif len(set(sizes))==1 and graph.assumption_level(op)==0:
         _tied_parts(graph, x, dim, sizes[0], op)
         graph.note_size(op, units[0], named[0] if named else None)
         _count_whole(graph, named, rows_of(x.ids, dim)[:,0])
@@ -145,9 +145,9 @@ def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
 def _glu(graph, op, x, dim=-1):
     x = graph.signal(x)
     _tied_parts(graph, x, dim%len(x.shape), x.shape[dim]//2, op)
-    a,b = [Signal(*[t.chunk(2, dim)[i] for t in (x.ids,x.const)]) for i in range(2)]
+    a,b = [AbstractValue(*[t.chunk(2, dim)[i] for t in (x.ids,x.const)]) for i in range(2)]
     out = torch.where(a.const==0, 0., a.const*b.const.sigmoid())
-    return Signal(a.ids, compact(out))
+    return AbstractValue(a.ids, compact(out))
 
 @rule('index', 'index_select')
 def _index(graph, op, x, *args):
@@ -156,11 +156,11 @@ def _index(graph, op, x, *args):
     if any(i is not None and i.dtype==torch.bool for i in dtypes): return barrier(graph, op, x, indices)
     param,x,at = x,graph.signal(x),[]
     for d,i in enumerate(indices):
-        value = i.value if isinstance(i, Param) else i.const if isinstance(i, Signal) else i
+        value = i.value if isinstance(i, Param) else i.const if isinstance(i, AbstractValue) else i
         if i is not None:
             if isinstance(param, Param): graph.fixed.add((param.name, param.dims[d]))
-            if isinstance(i, Signal) and value.isnan().any(): # not known, so it should not matter
-                if x.varies(d) and not x.bare: return barrier(graph, op, x, indices)
+            if isinstance(i, AbstractValue) and value.isnan().any(): # not known, so it should not matter
+                if x.varies(d) and not x.is_parameter: return barrier(graph, op, x, indices)
                 graph.pin(i.ids, f'picks in {place(op)}')
                 x,value = _any_along(graph, x, d, f'picked in {place(op)}'),torch.zeros_like(value)
             elif x.varies(d) and not isinstance(param, Param): graph.pin(x.ids, f'picked by numbers in {place(op)} at {op.line}')
@@ -171,23 +171,23 @@ def _any_along(graph, x, d, why):
     "The signal of `x` where it does not matter which index along a dimension is taken."
     if x.varies(d): x = _one_along(graph, x, d, why)
     const = torch.where(agreeing(x.const, d), distinct(x.const).narrow(d, 0, 1), torch.nan)
-    return Signal(x.ids, compact(const.expand(x.shape)))
+    return AbstractValue(x.ids, compact(const.expand(x.shape)))
 
 @rule('gather', 'take_along_dim')
 def _gather(graph, op, x, *args, **kwargs):
     dim,index = args[:2] if op.name=='gather' else ((*args, kwargs.get('dim'))[1],args[0])
     x,shape = graph.signal(x),op.out.shape
-    if dim is None or len(x.shape)!=len(shape) or graph.doubt(op): return barrier(graph, op, x, index)
+    if dim is None or len(x.shape)!=len(shape) or graph.assumption_level(op): return barrier(graph, op, x, index)
     dim %= len(shape)
     if any(x.varies(d) and (d==dim or x.shape[d]!=shape[d]) for d in range(len(shape))): return barrier(graph, op, x, index)
     graph.pin(graph.signal(index).ids, f'picks in {place(op)}')
     part = tuple(slice(0, 1 if d==dim else n) for d,n in enumerate(shape))
-    return graph.guessed(op, _any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))
+    return graph.assumed(op, _any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))
 
 # %% ../../../nbs/graph/ops/02_shape.ipynb #4bf0ff51
 @rule('cat', 'concat', 'concatenate')
 def _cat(graph, op, xs, dim=0):
-    xs = [x for x in xs if tuple(x.shape if isinstance(x, (Signal,Tensor)) else x.value.shape)!=(0,)]
+    xs = [x for x in xs if tuple(x.shape if isinstance(x, (AbstractValue,Tensor)) else x.value.shape)!=(0,)]
     return _joined_along(graph, op, [graph.signal(x) for x in xs], dim%op.out.ndim)
 
 @rule('stack')
@@ -198,22 +198,22 @@ def _stack(graph, op, xs, dim=0):
 def _joined_along(graph, op, xs, dim):
     shape = op.out.shape
     n,why = len(shape),f'concatenated in {place(op)}'
-    lively,fixed = [x for x in xs if not x.neutral and not x.bare],any(x.neutral for x in xs) # constants may be made to fill up
-    if fixed and graph.doubt(op): return barrier(graph, op, *xs)
+    lively,fixed = [x for x in xs if not x.is_literal and not x.is_parameter],any(x.is_literal for x in xs) # constants may be made to fill up
+    if fixed and graph.assumption_level(op): return barrier(graph, op, *xs)
     across = [d for d in range(n) if d!=dim and any(x.varies(d) for x in lively)]
     if across and not any(x.varies(dim) for x in lively): # all parts have the same units across
         first = lively[0].ids.narrow(dim, 0, 1)
         for x in xs:
-            if not x.neutral: graph.tie(first, x.ids, why)
+            if not x.is_literal: graph.tie(first, x.ids, why)
             elif any(x.shape[d]>1 for d in across): graph.pin(first, f'joined to a constant of fixed size in {place(op)} at {op.line}')
         ids = [first.expand(x.shape) for x in xs]
-    elif not lively and not any(x.neutral for x in xs): return Signal(*[_joined(ts, dim, shape) for ts in ([x.ids for x in xs], [x.const for x in xs])], True)
+    elif not lively and not any(x.is_literal for x in xs): return AbstractValue(*[_joined(ts, dim, shape) for ts in ([x.ids for x in xs], [x.const for x in xs])], True)
     else:
-        xs = [graph.settled(x, op) for x in xs]
-        xs = [Signal(*[spread(v, dim, x.shape) for v in graph.along(x, dim, why)]) if across or x.bare else x for x in xs]
+        xs = [graph.materialize_constant(x, op) for x in xs]
+        xs = [AbstractValue(*[spread(v, dim, x.shape) for v in graph.along(x, dim, why)]) if across or x.is_parameter else x for x in xs]
         ids = [x.ids for x in xs]
-    out = Signal(*[_joined(ts, dim, shape) for ts in (ids, [x.const for x in xs])])
-    return graph.guessed(op, out) if fixed else out
+    out = AbstractValue(*[_joined(ts, dim, shape) for ts in (ids, [x.const for x in xs])])
+    return graph.assumed(op, out) if fixed else out
 
 def _joined(ts, dim, shape):
     "Concatenate tensors; what is only expanded in all of them stays so."
@@ -228,7 +228,7 @@ def _pad(graph, op, x, pad, mode='constant', value=None):
     n = len(x.shape)
     pads = {n-1-i//2:(pad[i],pad[i+1]) for i in range(0, len(pad), 2) if pad[i] or pad[i+1]}
     inside = [d for d in pads if not x.varies(d)]
-    if len(inside)<len(pads) and graph.doubt(op): return barrier(graph, op, x)
+    if len(inside)<len(pads) and graph.assumption_level(op): return barrier(graph, op, x)
     constant = op.name in ('pad','constant_pad_nd') and mode=='constant'
     if not constant and len(inside)<len(pads): return barrier(graph, op, x)
     for d,(a,b) in pads.items():
@@ -238,16 +238,16 @@ def _pad(graph, op, x, pad, mode='constant', value=None):
                 ids = graph.fresh(m)
                 graph.pin(ids, f'padding in {place(op)}')
                 shape = [m if i==d else s for i,s in enumerate(x.shape)]
-                return Signal(spread(ids, d, shape), torch.tensor(value, dtype=torch.float64).expand(shape))
+                return AbstractValue(spread(ids, d, shape), torch.tensor(value, dtype=torch.float64).expand(shape))
             parts = [_edge(a), x, _edge(b)]
             shape = [s+a+b if i==d else s for i,s in enumerate(x.shape)]
-            x = Signal(*[compact(torch.cat([getattr(p, k) for p in parts], d)) for k in ('ids','const')])
+            x = AbstractValue(*[compact(torch.cat([getattr(p, k) for p in parts], d)) for k in ('ids','const')])
         else:
             ids = x.ids.narrow(d, 0, 1).expand([s+a+b if i==d else s for i,s in enumerate(x.shape)])
             const = torch.where(agree, x.const.narrow(d, 0, 1), torch.nan) if not (agree := _same_along(x.const, d)).all() else x.const.narrow(d, 0, 1)
             if constant: const = torch.where(const==value, const, torch.nan)
-            x = Signal(ids, compact(const.expand(ids.shape)))
-    return graph.guessed(op, x) if len(inside)<len(pads) else x
+            x = AbstractValue(ids, compact(const.expand(ids.shape)))
+    return graph.assumed(op, x) if len(inside)<len(pads) else x
 
 def _same_along(t, d):
     first = t.narrow(d, 0, 1)
@@ -263,10 +263,10 @@ def _reshape(graph, op, x, *args):
     first,sizes = args[0]%x.ids.ndim if name=='unflatten' else 0,[] if name in ('view_as','reshape_as') else args[-1]
     named = [None]*first + origins_of(op.numbers, sizes) + [None]*(len(shape)-first-len(sizes)) # what is known of each size
     open_at = [first+i for i,s in enumerate(sizes) if s==-1]
-    if x.bare:
-        if graph.doubt(op): return barrier(graph, op, x, why='with sizes that stand in the code')
+    if x.is_parameter:
+        if graph.assumption_level(op): return barrier(graph, op, x, why='with sizes that stand in the code')
         graph.note_sizes(op, out, [d for d in range(len(shape)) if shape[d]>1 and d not in open_at], named)
-        return graph.guessed(op, out)
+        return graph.assumed(op, out)
     runs = [range(first, first+len(sizes))] if name=='unflatten' else _runs(x.shape, shape) if 0 not in shape else []
     runs = [[d for d in run if shape[d]>1] for run in runs]
     runs = [split for split in runs if any(out.varies(d) for d in split)]
@@ -278,17 +278,17 @@ def _reshape(graph, op, x, *args):
         if n_told and way==1 and d is not None: graph.open_at(op, out, d)
     way = max(0, way-n_told)
     for split,free in zip(runs, ways):
-        if graph.doubt(op): return barrier(graph, op, x, why='which splits a dimension' if len(split)>1 else 'with sizes that stand in the code')
+        if graph.assumption_level(op): return barrier(graph, op, x, why='which splits a dimension' if len(split)>1 else 'with sizes that stand in the code')
         for d in split:
             if d!=free[min(way, len(free)-1)]: out = _one_along(graph, out, d, f'reshaped in {place(op)}')
         graph.note_sizes(op, out, [d for d in split if d not in open_at], named)
-    return graph.guessed(op, out)
+    return graph.assumed(op, out)
 
 def _one_along(graph, x, d, why):
     "Tie what is different along a dimension."
     first = x.ids.narrow(d, 0, 1)
     graph.tie(first, x.ids, why)
-    return Signal(first.expand(x.shape), x.const)
+    return AbstractValue(first.expand(x.shape), x.const)
 
 def _free_dims(graph, op, dims, shape, open_at, named):
     "Which of several dimensions the units go along, one by one: the best guess first."
@@ -308,7 +308,7 @@ def _read_from_shapes(dims, free, named):
 
 def _attended(graph, op, n, size):
     "Is there attention, later on in the same module, with `n` heads of `size` numbers?"
-    products = [o for o in graph.tape.ops[graph.at+1:] if o.place==op.place and o.name in ('scaled_dot_product_attention','matmul','einsum')]
+    products = [o for o in graph.traced.ops[graph.at+1:] if o.place==op.place and o.name in ('scaled_dot_product_attention','matmul','einsum')]
     return n!=size and any(t.ndim>3 and t.shape[-1]==size and n in t.shape[1:-1] for o in products for t in tensors_in(o.args))
 
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
@@ -341,7 +341,7 @@ def _shuffle(graph, op, x, n):
     else:
         graph.tie(parts[:1], parts, f'shuffled in {place(op)}')
         out = parts.T.flatten(),const.view(-1, size).T.flatten()
-    return Signal(*[spread(v, dim, op.out.shape) for v in out])
+    return AbstractValue(*[spread(v, dim, op.out.shape) for v in out])
 
 @rule('pixel_unshuffle', 'im2col')
 def _unfold(graph, op, x, n, dilation=1, padding=0, stride=1):
@@ -351,4 +351,4 @@ def _unfold(graph, op, x, n, dilation=1, padding=0, stride=1):
     if op.name=='im2col' and any(as_tuple(padding)): const = torch.where(const==0, const, torch.nan)
     out_dim = dim if op.name=='pixel_unshuffle' else op.out.ndim-2
     each = op.out.shape[out_dim]//len(ids)
-    return Signal(*[spread(v.repeat_interleave(each), out_dim, op.out.shape) for v in (ids,const)])
+    return AbstractValue(*[spread(v.repeat_interleave(each), out_dim, op.out.shape) for v in (ids,const)])
