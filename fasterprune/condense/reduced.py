@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['put_tensors', 'NarrowNorm', 'groups_of', 'gone_from', 'narrow_norm', 'become_narrow', 'NarrowAttention',
            'narrow_attention', 'Widened', 'become_wide', 'Reshaped', 'OpenSizes', 'become_open', 'Constant',
-           'geometry_of', 'replace_module', 'blueprint', 'rebuild']
+           'geometry_of', 'replace_module', 'blueprint', 'joined_blueprints', 'rebuild']
 
 # %% ../../nbs/condense/01_reduced.ipynb #6553f51f
 import math
@@ -264,7 +264,7 @@ def replace_module(model, name, new):
 def blueprint(
     small:nn.Module # a condensed network
 ) -> dict: # plain data
-    "What `follow` needs to make of a dense network the modules of `small`."
+    "What `rebuild` needs to make of a dense network the modules of `small`."
     named = dict(small.named_modules())
     return dict(norms={n:[m.dim,m.gone,m.group,*[m.then]*bool(m.then)] for n,m in named.items() if isinstance(m, NarrowNorm)},
         wide={n:[m.dim,m.order.tolist(),m.fill] for n,m in named.items() if isinstance(m, Widened)},
@@ -272,6 +272,17 @@ def blueprint(
         heads={n:m.num_heads for n,m in named.items() if isinstance(m, NarrowAttention)},
         open={n:m.open_dims for n,m in named.items() if isinstance(m, OpenSizes)},
         constants={n:[m.dim,m.geometry] for n,m in named.items() if isinstance(m, Constant)})
+
+def joined_blueprints(
+    first:dict, # of a network that was condensed, with `sizes`, `plain` and `table`
+    second:dict # of the small network, condensed once more
+) -> dict:
+    "What was done in both condensings."
+    table,then = first.get('table'),second['table']
+    if table and then: then = dict(then, embeds=[table['embeds'][i] for i in then['embeds']])
+    def _sizes(name): return {**first['sizes'].get(name, {}), **second['sizes'].get(name, {})}
+    return dict(second, sizes={n:_sizes(n) for n in {**first['sizes'], **second['sizes']}},
+        plain=first['plain'] or second['plain'], table=then or table, sample=first.get('sample'))
 
 def rebuild(
     model:nn.Module, # a dense network; changed
