@@ -140,8 +140,10 @@ def write_onnx(
             with evaluating(whole), _untouched(whole), unobserved(whole), torch.random.fork_rng(), _plain():
                 _convert(whole, xs, temp, dynamic, dynamo, len(outs), kwargs)
         except Exception as e:
-            other = 'dynamic=False, which fixes the batch size, or '*dynamic + f'dynamo={not dynamo}, the other exporter.'
-            raise ValueError(f'{type(whole.model).__name__} cannot be written as ONNX: {_in_a_line(e)}\nTry {other}') from e
+            fixed = 'dynamic=False, which fixes the batch size, or '*dynamic
+            name = type(whole.model).__name__
+            raise ValueError(f'{name} cannot be written as ONNX: {_in_a_line(e)}\nTry '
+                f'{fixed}dynamo={not dynamo}, the other exporter.') from e
         batches = (xs, first_items(xs, 1), tuple(torch.cat([x, x]) for x in xs)) if dynamic else (xs,)
         for batch in batches: _check_file(temp, whole, batch, dynamo)
     return path

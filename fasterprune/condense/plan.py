@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batches import named_tensors, tensors_in
+from ..core.layer_sizes import put_tensors
 from ..core.plain_layers import become_layer
 from ..graph.graph import Graph
 from ..graph.ops.layers import effective, outputs_first
 from ..graph.rules import AbstractValue, distinct, rows_of
 from ..graph.trace import Trace
 from .reduced import Constant, become_open, become_wide, geometry_of, narrow_attention, narrow_norm
-from .reduced import put_tensors, replace_module
+from .reduced import replace_module
 
 # %% ../../nbs/condense/02_plan.ipynb #a4fbc0f1
 @dataclass(frozen=True)
