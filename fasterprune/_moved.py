@@ -70,7 +70,7 @@ _moved = dict(
     tickets='sparsify.tickets',
     training='studies.training',
     units='sparsify.units',
-    verify='condense.verify')
+    verify='condense.verify condense.comparison condense.float64')
 _renamed = dict(_new='core.plain_layers.new_mixed', LayerContext='sparsify.criteria.LayerInfo', Tape='graph.trace.Trace', Op='graph.trace.Node',
     capture='graph.trace.trace', watch='graph.graph.trace_sample', Settled='core.optimizer_state.DenormalGuard', twin_of='learner.learner.clone_learner')
 

@@ -96,7 +96,7 @@ class _Edit:
     def __init__(self, model, graph, plan, exact):
         store_attr()
         for name in cut_layers(graph, plan): self._become_plain(name, graph.plain[name])
-        self.computed = {name:v for name,((_,v),) in exact.items()} # weights and biases of layers that become plain ones
+        self.computed = {name:v for name,((_,v),) in exact.items()} # of layers that become plain ones
         self.old,self.new,self.slices = named_tensors(model),{},{}
 
     def _become_plain(self, name, known):

@@ -25,7 +25,7 @@ def _left(ids, keep):
 def comparable(
     ops:list # operations of a network
 ) -> list: # pairs of number and operation
-    "Operations that are there for tensors of any size: what is contiguous already, as with one head left, is not made so."
+    "Operations on tensors of any size: what is contiguous already, as with one head left, is not made so."
     return [(i,op) for i,op in enumerate(ops) if op.name!='contiguous']
 
 def wrong_guess(
@@ -55,7 +55,7 @@ def _differs(graph, plan, i, op, new):
 _computing = {'mul','div','add','sub','rsub','pow','rdiv','true_divide'}
 
 def _last_assumption(graph, plan, stop):
-    "The operation `stop`, or the last one before it, that is an assumption, can be doubted more, and to which the plan matters; -1 if there is none."
+    "The last operation up to `stop` that is assumed, can be doubted more, and is cut by the plan; -1 if none is."
     open_to = [i for i in sorted(graph.guesses, reverse=True) if i<=stop and graph.assumption_level_at(i)<=most_assumed]
     if stop in open_to: return stop
     def _cut(i): return any(not plan.keep[ids[ids>=0]].all() for ids in graph.guesses[i])

@@ -19,7 +19,7 @@ from ..core.batches import Keywords, as_tuple, feed, first_items, selected
 from ..core.files import check_writable, replacing
 from ..core.models import evaluating, unobserved
 from ..graph.trace import _untouched
-from .verify import eval_outputs, gap
+from .comparison import eval_outputs, gap
 
 # %% ../../nbs/condense/09_onnx.ipynb #426e0c52
 class Joined(nn.Module):

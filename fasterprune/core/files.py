@@ -26,7 +26,8 @@ def check_writable(
         probe.touch()
         probe.unlink()
         if path.exists() and not os.access(path, os.W_OK): raise PermissionError(0, 'it is read-only')
-    except OSError as e: raise ValueError(f'{str(path)!r} cannot be written ({e.strerror or e}): choose another path') from e
+    except OSError as e:
+        raise ValueError(f'{str(path)!r} cannot be written ({e.strerror or e}): choose another path') from e
     return path
 
 @contextmanager
@@ -49,8 +50,9 @@ def data_file(
     path = Path(folder)/name if folder else None
     return path if path and path.is_file() else None
 
-# %% ../../nbs/core/04_files.ipynb #9755b56a
+# %% ../../nbs/core/04_files.ipynb #8b2f4887
 def _from_folder(folder):
     "Images and classes from files such as 7/123.png."
     files = sorted(Path(folder).glob('[0-9]/*.png'))
-    return np.stack([np.asarray(Image.open(f).convert('L')) for f in files]),np.array([int(f.parent.name) for f in files])
+    images = np.stack([np.asarray(Image.open(f).convert('L')) for f in files])
+    return images,np.array([int(f.parent.name) for f in files])
