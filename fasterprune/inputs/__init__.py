@@ -8,6 +8,7 @@ __all__ = ['table_columns', 'InputFeatures', 'InputMask', 'add_mask', 'input_cri
            'plot_scalp', 'InputPruneCallback', 'SelectFromNet']
 
 # %% ../../nbs/inputs/index.ipynb #f809abec
+import fasterprune.core # before fastai, whose import would warn
 from .features import InputFeatures, InputMask, add_mask, table_columns
 from .importance import FeatureImportance, RunningScale
 from .importance import get_input_criterion, gradient_input, input_criteria

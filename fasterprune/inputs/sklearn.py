@@ -108,8 +108,8 @@ class SelectFromNet(SelectorMixin, BaseEstimator):
         X,y = validate_data(self, X, y, dtype=[np.float64,np.float32], ensure_min_samples=2)
         n,k = X.shape[1],_how_many(self.n_features_to_select, X.shape[1])
         x,varies = _standardized(X, self.scale)
-        if not varies.any():
-            raise ValueError(f'all {n} features are constant: there is nothing to select; look at how the data are read')
+        if not varies.any(): raise ValueError(f'all {n} features are constant: there is nothing to select; '
+            'look at how the data are read')
         target,n_out,loss = _targets(y, self.task)
         with no_random(self.seed, reproducible=False): df = self._train(x, target, n_out, loss, k)
         self.support_,self.scores_,self.ranking_ = np.zeros(n, dtype=bool),np.zeros(n),np.ones(n, dtype=int)

@@ -7,6 +7,7 @@ __all__ = ['select_dls', 'slice_state', 'check_state', 'batch_for', 'clone_learn
            'narrow_tables', 'CondenseCallback', 'FeaturePath', 'feature_path']
 
 # %% ../../nbs/learner/index.ipynb #5dc16d86
+import fasterprune.core # before fastai, whose import would warn
 from .learner import batch_for, check_state, select_dls, slice_state, clone_learner
 from .tabular import KeptColumns, narrow_procs, narrow_tables
 from .condense_callback import CondenseCallback
