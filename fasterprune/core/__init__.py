@@ -9,6 +9,13 @@ __all__ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_
            'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'check_state',
            'keep_parameters', 'slice_state', 'unobserved', 'html_table', 'picture', 'write_page']
 
+# %% ../../nbs/core/index.ipynb #8b7d2e41
+import warnings
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
+    import fastai.basics
+
 # %% ../../nbs/core/index.ipynb #a5e4fec9
 from .batches import Keywords, as_tuple, feed, first_items, map_tensors, named_as, named_tensors
 from .batches import selected, tensors_in
