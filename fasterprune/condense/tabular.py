@@ -16,8 +16,9 @@ from ..core.batches import Keywords, named_as, selected
 from ..core.models import copy_of
 from ..graph.graph import Graph, trace_sample
 from ..graph.trace import Trace
+from .apply import apply_plan
 from .input_selector import InputSelector, selection
-from .plan import Plan, apply_plan
+from .plan import Plan
 
 # %% ../../nbs/condense/06_tabular.ipynb #a13b5d8f
 def is_table(

@@ -25,7 +25,7 @@ from ..graph.costs import n_params
 from ..graph.graph import Graph
 from ..condense.condensed import Condensed
 from ..condense.condenser import Condenser
-from ..condense.plan import apply_plan
+from ..condense.apply import apply_plan
 from ..sparsify.callback import KeepZeros, MaskCallback, SparsifyCallback, _averages
 from ..sparsify.granularity import by_output, weighted
 from ..sparsify.sparsifier import Sparsifier
