@@ -20,8 +20,7 @@ from .core.files import check_writable
 from .core.models import evaluating
 from .core.pages import html_table, picture, write_page
 from .graph.costs import Entry, compare, styled
-from .condense.condenser import Condensed
-from .condense.serialization import load_condensed
+from .condense.condensed import Condensed, load_condensed
 from .condense.verify import eval_outputs, gap
 from .sparsify.callback import SparsifyCallback
 from .inputs.callback import InputPruneCallback

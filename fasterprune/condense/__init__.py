@@ -11,9 +11,9 @@ from .plan import Plan, apply_plan, make_plan
 from .verify import Reference, eval_outputs, gap, other_batches
 from .input_selector import InputSelector
 from .report import CondenseReport
-from .condenser import Condensed, Condenser
-from .serialization import load_condensed
 from .onnx import Joined
+from .condensed import Condensed, load_condensed
+from .condenser import Condenser
 
 # %% ../../nbs/condense/index.ipynb #33b241a5
 _all_ = ['Plan', 'apply_plan', 'make_plan', 'Reference', 'eval_outputs', 'gap', 'other_batches', 'InputSelector',

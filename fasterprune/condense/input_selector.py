@@ -21,12 +21,13 @@ class InputSelector(nn.Module, ItemTransform):
     order = 110 # behind normalization, which knows the features by their place
     names = None # of the inputs; files of version 0.1.0 have none
     def __init__(self,
-        kept:list, # for each input of the network `None`, or (dim, indices, shape of an item): what to keep along `dim`; `dim` 0: of the flattened item
+        kept:list, # for each input `None`, or what to keep: (dim, indices, shape of an item); dim 0: of the flat item
         names=None # what the network calls its inputs, if it gets them by keywords
     ):
         nn.Module.__init__(self)
         ItemTransform.__init__(self)
-        self.dims,self.shapes,self.names = [k and k[0] for k in kept],[k and tuple(k[2]) for k in kept],names and tuple(names)
+        self.dims,self.shapes = [k and k[0] for k in kept],[k and tuple(k[2]) for k in kept]
+        self.names = names and tuple(names)
         for i,k in enumerate(kept): self.register_buffer(f'index{i}', None if k is None else torch.as_tensor(k[1]))
 
     @property
@@ -55,7 +56,8 @@ class InputSelector(nn.Module, ItemTransform):
 
     def _by_name(self, f, batch):
         "A batch by keywords, in which `f` has been done to what is known."
-        if not self.names: raise ValueError(f'{", ".join(batch)} are given by keywords, but the network was condensed with a sample by position: give a dict as `sample`')
+        if not self.names: raise ValueError(f'{", ".join(batch)} are given by keywords, but the network was condensed '
+            'with a sample by position: give a dict as `sample`')
         new = copy(batch) if hasattr(batch, '__setitem__') else dict(batch)
         for k in batch:
             if k in self.names: new[k] = f(self.names.index(k), batch[k])
@@ -65,7 +67,8 @@ class InputSelector(nn.Module, ItemTransform):
         if i>=len(self.dims) or self.dims[i] is None: return x
         index,dim,shape = getattr(self, f'index{i}').to(x.device),self.dims[i],self.shapes[i]
         wrong = tuple(x.shape[1:])!=shape if dim==0 else x.ndim!=len(shape)+1 or x.shape[dim]!=shape[dim-1]
-        if wrong: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but features are selected from {shape}')
+        if wrong: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but features are selected '
+            f'from {shape}')
         return x.flatten(1)[:,index] if dim==0 else x.index_select(dim, index)
 
     def _restore(self, i, x):
@@ -75,13 +78,36 @@ class InputSelector(nn.Module, ItemTransform):
         if dim==0: return x.new_zeros(len(x), math.prod(shape)).index_copy(1, index, x).view(-1, *shape)
         return x.new_zeros(*x.shape[:dim], shape[dim-1], *x.shape[dim+1:]).index_copy(dim, index, x)
 
+    def then(self,
+        other # an `InputSelector` of what this one gives
+    ): # an `InputSelector`
+        "Both selections as one."
+        kept = []
+        for i,(a,b) in enumerate(zip(self.dims, other.dims)):
+            if a is None or b is None:
+                s = self if b is None else other
+                kept.append(None if s.dims[i] is None else (s.dims[i], getattr(s, f'index{i}'), s.shapes[i]))
+                continue
+            at = torch.arange(math.prod(self.shapes[i])).view(self.shapes[i])
+            left = other._select(i, self._select(i, at[None]))[0]
+            keep = torch.zeros(at.numel(), dtype=torch.bool)
+            keep[left.flatten()] = True
+            kept.append(selection(at, keep) if left.numel() else (1, torch.zeros(0, dtype=torch.long), self.shapes[i]))
+        return InputSelector(kept, self.names)
+
     def extra_repr(self):
-        def one(d, shape, n): return 'all' if d is None else f'{n} of {math.prod(shape) if d==0 else shape[d-1]}' + (f' along dim {d}' if d else '')
-        return ', '.join(one(d, s, 0 if d is None else len(getattr(self, f'index{i}'))) for i,(d,s) in enumerate(zip(self.dims, self.shapes)))
+        def one(i, d, shape):
+            if d is None: return 'all'
+            of = shape[d-1] if d else math.prod(shape)
+            return f'{len(getattr(self, f"index{i}"))} of {of}' + f' along dim {d}'*bool(d)
+        return ', '.join(one(i, d, s) for i,(d,s) in enumerate(zip(self.dims, self.shapes)))
     def __repr__(self): return f'InputSelector({self.extra_repr()})'
 
 # %% ../../nbs/condense/04_input_selector.ipynb #44aa12fc
-def selection(units, keep):
+def selection(
+    units:Tensor|None, # of the items of an input, in their shape
+    keep:Tensor        # for each unit, is it kept?
+) -> tuple|None: # `None` if the input stays whole
     "What to give to `InputSelector` for an input with these units."
     if units is None: return None
     kept,shape = keep[units],tuple(units.shape)

@@ -6,8 +6,8 @@
 __all__ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_as', 'named_tensors', 'selected', 'tensors_in',
            'check_copyable', 'check_model', 'copy_of', 'evaluating', 'watch_pass', 'check_writable', 'data_file',
            'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'become_layer', 'is_plain',
-           'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'html_table', 'picture',
-           'write_page']
+           'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'check_state',
+           'keep_parameters', 'slice_state', 'unobserved', 'html_table', 'picture', 'write_page']
 
 # %% ../../nbs/core/index.ipynb #8b7d2e41
 import warnings
@@ -20,16 +20,18 @@ with warnings.catch_warnings():
 from .batches import Keywords, as_tuple, feed, first_items, map_tensors, named_as, named_tensors
 from .batches import selected, tensors_in
 from .checks import check_copyable, check_model
-from .models import copy_of, evaluating, watch_pass
+from .models import copy_of, evaluating, unobserved, watch_pass
 from .files import check_writable, data_file, replacing
 from .data import TensorLoader, Tensors, tensor_dls
 from .layer_sizes import layer_sizes
 from .plain_layers import become_layer, is_plain, make_plain
-from .optimizer_state import DenormalGuard, optimizers_in, flush_denormals, state_entries
+from .optimizer_state import DenormalGuard, check_state, flush_denormals, keep_parameters
+from .optimizer_state import optimizers_in, slice_state, state_entries
 from .pages import html_table, picture, write_page
 
 # %% ../../nbs/core/index.ipynb #aa5a24fe
 _all_ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_as', 'named_tensors', 'selected',
     'tensors_in', 'check_copyable', 'check_model', 'copy_of', 'evaluating', 'watch_pass', 'check_writable',
     'data_file', 'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'become_layer', 'is_plain',
-    'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'html_table', 'picture', 'write_page']
+    'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'check_state', 'keep_parameters',
+    'slice_state', 'unobserved', 'html_table', 'picture', 'write_page']

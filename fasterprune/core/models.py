@@ -46,7 +46,9 @@ def _leads_to_training(o, steps=4):
     return any(_leads_to_training(h, steps-1) for h in held)
 
 @contextmanager
-def _unobserved(model):
+def unobserved(
+    model:nn.Module # any model
+):
     "Take off hooks marked `observes`, and those of fastai's callbacks: what they look at is training."
     def _observes(h): return getattr(h, 'observes', False) or _leads_to_training(h)
     all_ = [getattr(m, k) for m in model.modules() for k in _hooks]
@@ -70,6 +72,9 @@ def _deepcopy(model, memo):
         owners = {id(o):o for h in hooks for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)}
         if not owners: raise
         return deepcopy(model, {**memo, **owners})
+
+# %% ../../nbs/core/03_models.ipynb #d10a68d3
+_unobserved = unobserved # what others call it
 
 # %% ../../nbs/core/03_models.ipynb #f70e2dff
 def watch_pass(
@@ -109,4 +114,4 @@ def copy_of(
     if dtype: # at once, and not a copy that is converted
         memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
         memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
-    with _unobserved(model): return _deepcopy(model, memo).to(dtype)
+    with unobserved(model): return _deepcopy(model, memo).to(dtype)

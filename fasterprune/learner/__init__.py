@@ -8,7 +8,8 @@ __all__ = ['select_dls', 'slice_state', 'check_state', 'batch_for', 'clone_learn
 
 # %% ../../nbs/learner/index.ipynb #5dc16d86
 import fasterprune.core # before fastai, whose import would warn
-from .learner import batch_for, check_state, select_dls, slice_state, clone_learner
+from ..core.optimizer_state import check_state, slice_state
+from .learner import batch_for, clone_learner, select_dls
 from .tabular import KeptColumns, narrow_procs, narrow_tables
 from .condense_callback import CondenseCallback
 from .feature_path import FeaturePath, feature_path

@@ -6,9 +6,8 @@
 __all__ = ['shrink', 'CondenseCallback']
 
 # %% ../../nbs/learner/03_condense_callback.ipynb #d07e45ac
-import time, warnings, math
+import time, warnings
 from contextlib import contextmanager
-from dataclasses import replace
 from copy import copy
 
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
@@ -19,57 +18,18 @@ from fastai.callback.all import SaveModelCallback
 import fastai.callback.all # what it patches into `Learner`
 
 from ..core.batches import as_tuple, first_items, map_tensors
-from ..core.optimizer_state import optimizers_in, state_entries
+from ..core.optimizer_state import check_state, keep_parameters, optimizers_in
+from ..core.optimizer_state import slice_state, state_entries
 from ..core.plain_layers import is_plain
 from ..graph.costs import n_params
 from ..graph.graph import Graph
-from ..condense.condenser import Condensed, Condenser
-from ..condense.input_selector import InputSelector, selection
+from ..condense.condensed import Condensed
+from ..condense.condenser import Condenser
 from ..condense.plan import apply_plan
-from ..condense.tabular import dense_name
 from ..sparsify.callback import KeepZeros, MaskCallback, SparsifyCallback, _averages
 from ..sparsify.granularity import by_output, weighted
 from ..sparsify.sparsifier import Sparsifier
-from .learner import _delivers, _keep, check_state, select_dls, slice_state
-
-# %% ../../nbs/learner/03_condense_callback.ipynb #f0f3314b
-def _select(first, second):
-    "An `InputSelector` that does what two of them do, one after the other."
-    kept = []
-    for i,(a,b) in enumerate(zip(first.dims, second.dims)):
-        if a is None or b is None:
-            s = first if b is None else second
-            kept.append(None if s.dims[i] is None else (s.dims[i], getattr(s, f'index{i}'), s.shapes[i]))
-            continue
-        at = torch.arange(math.prod(first.shapes[i])).view(first.shapes[i])
-        left = second._select(i, first._select(i, at[None]))[0]
-        keep = torch.zeros(at.numel(), dtype=torch.bool)
-        keep[left.flatten()] = True
-        kept.append(selection(at, keep) if len(left.flatten()) else (1, torch.zeros(0, dtype=torch.long), first.shapes[i]))
-    return InputSelector(kept, first.names)
-
-def _layers(first, second):
-    "The rows of two reports as one."
-    after = {l['layer']:l for l in second}
-    ends = ('inputs','outputs','params')
-    return [{**l, **{f'{k}_after':after[l['layer']][f'{k}_after'] if l['layer'] in after else 0 for k in ends}} for l in first]
-
-@patch
-def then(self:Condensed,
-    other:Condensed # the small network, condensed once more
-) -> Condensed:
-    "Both condensings as one."
-    a,b,special,then_special = self.report,other.report,self.blueprint,other.blueprint
-    table = then_special['table'] and dict(then_special['table'], embeds=[special['table']['embeds'][i] for i in then_special['table']['embeds']] if special.get('table')
-        else then_special['table']['embeds'])
-    sizes = {k:{**special['sizes'].get(k, {}), **then_special['sizes'].get(k, {})} for k in {**special['sizes'], **then_special['sizes']}}
-    report = replace(b, params_before=a.params_before, macs_before=a.macs_before, inputs_before=a.inputs_before, max_error=max(a.max_error, b.max_error), worst=max(a, b, key=lambda r: r.max_error).worst, layers=_layers(a.layers, b.layers))
-    slices = {k:dict(v) for k,v in self.slices.items()}
-    for name,cut in other.slices.items():
-        mine = slices.setdefault(dense_name(name, special.get('table')), {})
-        for d,kept in cut.items(): mine[d] = mine[d][kept] if d in mine else kept
-    return Condensed(other.model, _select(self.inputs, other.inputs), report, self.dense, dict(then_special, sizes=sizes, plain=special['plain'] or then_special['plain'],
-        table=table or special.get('table'), sample=special.get('sample')), slices, self.sample)
+from .learner import _delivers, select_dls
 
 # %% ../../nbs/learner/03_condense_callback.ipynb #13928536
 def _inner(model):
@@ -117,7 +77,7 @@ def shrink(
     for copy,graph in graphs: apply_plan(copy, graph, condenser.trial.plan)
     left = set(model.parameters())
     gone = {p for p in params.values() if p not in left}
-    for o in optimizers_in(opt) if gone else []: _keep(o, known-gone, set())
+    for o in optimizers_in(opt) if gone else []: keep_parameters(o, known-gone, set())
     cuts.update(dict.fromkeys(gone))
     return cuts
 
@@ -308,7 +268,7 @@ def after_fit(self:CondenseCallback):
             self.learn.condensed = self.result
             for back in (*masks, lists): back()
         made = {p for p in self.model.parameters() if p.shape!=narrow.get(p)}
-        for o in optimizers_in(self.opt): _keep(o, {p for g in self.opt.param_groups for p in g['params']}, made)
+        for o in optimizers_in(self.opt): keep_parameters(o, {p for g in self.opt.param_groups for p in g['params']}, made)
     self.past = [] # none of it is needed any more
 
 # %% ../../nbs/learner/03_condense_callback.ipynb #5929ce51
