@@ -14,7 +14,7 @@ from types import ModuleType
 # %% ../nbs/moved.ipynb #c7c87c48
 _moved = dict(
     batches='core.batches',
-    callback='sparsify.callback',
+    callback='sparsify.callback sparsify.mask_callback sparsify.keep_zeros sparsify.stays_dense',
     capture='graph.trace core.models',
     checks='core.checks',
     cli='demo',
@@ -28,11 +28,11 @@ _moved = dict(
     eeg_models='eeg.models',
     eeg_simulator='eeg.simulator',
     export='condense.onnx',
-    fast='sparsify.selection',
+    fast='sparsify.selection sparsify.workspace sparsify.zeros',
     features='inputs.features',
     granularity='sparsify.granularity',
     graph='graph.graph',
-    inputs='inputs.pruner',
+    inputs='inputs.pruner inputs.importance',
     layer_sizes='core.layer_sizes',
     layers='graph.ops.layers',
     learner='learner.learner core.optimizer_state',
@@ -60,7 +60,7 @@ _moved = dict(
     sensitivity='sparsify.sensitivity',
     shown='inputs.plots',
     shrinking='learner.condense_callback',
-    sparsify='sparsify.sparsifier',
+    sparsify='sparsify.sparsifier sparsify.reports',
     studies='studies.command',
     study='studies.study',
     study_features='studies.features',
@@ -69,9 +69,10 @@ _moved = dict(
     tables='condense.tabular learner.tabular',
     tickets='sparsify.tickets',
     training='studies.training',
-    units='sparsify.units',
+    units='sparsify.units sparsify.layer_filter sparsify.groups sparsify.coupling sparsify.own_memory',
     verify='condense.verify condense.comparison condense.float64')
-_renamed = dict(_new='core.plain_layers.new_mixed', LayerContext='sparsify.criteria.LayerInfo', Tape='graph.trace.Trace', Op='graph.trace.Node',
+_renamed = dict(_new='core.plain_layers.new_mixed', LayerContext='sparsify.criteria.LayerInfo',
+    Memory='sparsify.criterion_state.CriterionState', _Elsewhere='sparsify.coupling.UngroupedUnits', Tape='graph.trace.Trace', Op='graph.trace.Node',
     capture='graph.trace.trace', watch='graph.graph.trace_sample', Settled='core.optimizer_state.DenormalGuard', twin_of='learner.learner.clone_learner')
 
 # %% ../nbs/moved.ipynb #ea86e9df

@@ -6,12 +6,13 @@
 __all__ = ['recipes', 'Recipe', 'mlp', 'demo_learner', 'Demo', 'run_demo', 'demo_page', 'demo']
 
 # %% ../nbs/demo.ipynb #86e96633
-import warnings, math
+import fasterprune.core # before fastai, whose import would warn
+import math
 from copy import deepcopy
 from pathlib import Path
 
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, noop, set_seed
-import fastai.callback.all # what it patches into `Learner`
+from fastai.callback.all import ProgressCallback
 
 import fasterprune.learner # learn.condense
 from .core.data import tensor_dls
@@ -24,8 +25,6 @@ from .condense.comparison import eval_outputs, gap
 from .sparsify.callback import SparsifyCallback
 from .inputs.callback import InputPruneCallback
 from .studies.datasets import Images, get_images
-
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # by an import of fastai's
 
 # %% ../nbs/demo.ipynb #773e18fc
 import sys, time
@@ -67,11 +66,14 @@ def mlp(
 def demo_learner(
     data:Images,   # what to learn
     recipe:Recipe, # how
-    seed:int=0     # of weights and batches
+    seed:int=0,    # of weights and batches
+    bar:bool=True  # show progress bars? `False`: a line for each epoch
 ) -> Learner:
     "A `Learner` for the demonstration, the same for the same seed."
     set_seed(seed)
-    return Learner(tensor_dls(data.train, data.valid, recipe.bs), mlp(data.shape, recipe.hidden), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    learn = Learner(tensor_dls(data.train, data.valid, recipe.bs), mlp(data.shape, recipe.hidden),
+        loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    return learn if bar else learn.remove_cb(ProgressCallback)
 
 # %% ../nbs/demo.ipynb #502c1b03
 @dataclass
@@ -81,7 +83,7 @@ class Demo:
     condensed: Condensed           # the small network
     sparsify: SparsifyCallback     # what it remembers of the fit
     inputs: InputPruneCallback     # likewise
-    counted: list                  # for each epoch, the shares of neurons and of inputs that are zero, counted in the weights
+    counted: list                  # for each epoch, which shares of neurons and inputs are zero in the weights
     data: Images
 
 # %% ../nbs/demo.ipynb #996e94be
@@ -96,15 +98,16 @@ def run_demo(
     data:Images,   # what to learn
     recipe:Recipe, # how
     path,          # where to save the small network
-    seed:int=0     # of weights and batches
+    seed:int=0,    # of weights and batches
+    bar:bool=True  # show progress bars? `False`: a line for each epoch
 ) -> Demo:
     "Train dense; train and prune; condense; retrain; save and load."
     x = data.valid[0]
-    dense = demo_learner(data, recipe, seed)
+    dense = demo_learner(data, recipe, seed, bar)
     print('Training the dense network', flush=True)
     dense.fit_one_cycle(recipe.epochs, recipe.lr)
 
-    masked = demo_learner(data, recipe, seed)
+    masked = demo_learner(data, recipe, seed, bar)
     neurons,pixels = SparsifyCallback(recipe.neurons, 'neuron', 'local'),InputPruneCallback(recipe.inputs)
     print('Training the same network while its neurons and inputs are pruned', flush=True)
     masked.fit_one_cycle(recipe.epochs, recipe.lr, cbs=[neurons, pixels])
@@ -119,11 +122,13 @@ def run_demo(
     small.condensed.save(path)
     loaded = load_condensed(path, mlp(data.shape, recipe.hidden))
     select = loaded.inputs
-    def _entry(name, model, x, difference=None, size=None): return Entry(name, model, x, _accuracy(model, x, data.valid[1]), difference, size)
+    def _entry(name, model, x, difference=None, size=None):
+        return Entry(name, model, x, _accuracy(model, x, data.valid[1]), difference, size)
     table = compare(_entry('dense', dense.model, x), _entry('masked', masked.model, x),
         _entry('condensed', condensed_model, select(x), _difference(masked.model, condensed_model, x, select)),
         _entry('retrained', small.model, select(x)),
-        _entry('loaded', loaded.model, select(x), _difference(small.model, loaded.model, select(x)), Path(path).stat().st_size))
+        _entry('loaded', loaded.model, select(x), _difference(small.model, loaded.model, select(x)),
+        Path(path).stat().st_size))
     return Demo(table, small.condensed, neurons, pixels, counted, data)
 
 # %% ../nbs/demo.ipynb #f12a0ab3
@@ -158,16 +163,20 @@ def demo_page(
     t,n = demo.table,len(demo.inputs.kept)
     r = demo.condensed.report
     lead = (f'{n} of {r.inputs_before} pixels and {r.params_after:,} of {r.params_before:,} parameters are left; '
-        f'{t.accuracy["retrained"]:.2%} of the held-out {demo.data.name} are recognized, by the dense network {t.accuracy["dense"]:.2%}.')
+        f'{t.accuracy["retrained"]:.2%} of the held-out {demo.data.name} are recognized, by the dense network '
+        f'{t.accuracy["dense"]:.2%}.')
     layers = r.to_frame().drop(columns='type')
     layers = layers.map('{:,}'.format).rename(columns=lambda c: c.replace('_', ' '))
     sections = [
-        ('Side by side', html_table(styled(t)) + '<p>The largest difference is that of the outputs on held-out data, over the largest output: of the condensed network from '
-            'the masked one, and of the loaded one from the one that was saved. Size is that of '
-            'the tensors as a file; of the loaded network, that of its file. Latency is that of all held-out data as one batch.</p>'),
+        ('Side by side', html_table(styled(t)) + '<p>The largest difference is that of the outputs on held-out data, '
+            'over the largest output: of the condensed network from the masked one, and of the loaded one from the '
+            'one that was saved. Size is that of the tensors as a file; of the loaded network, that of its file. '
+            'Latency is that of all held-out data as one batch.</p>'),
         ('What the network looks at', picture(_pixels(demo), f'{n} kept pixels, and six digits reduced to them')),
-        ('Sparsity over the training', picture(_schedule(demo), 'Sparsity wanted and reached, for neurons and for inputs')),
-        ('The layers before and after', picture(r.plot().figure, 'Widths of the layers before and after') + html_table(layers))]
+        ('Sparsity over the training',
+            picture(_schedule(demo), 'Sparsity wanted and reached, for neurons and for inputs')),
+        ('The layers before and after',
+            picture(r.plot().figure, 'Widths of the layers before and after') + html_table(layers))]
     foot = f'fasterprune {fasterprune.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}'
     return write_page(path, f'fasterprune: {demo.data.name}', lead, sections, foot)
 
@@ -184,8 +193,9 @@ def demo(
     try:
         out,start = check_writable(out),time.perf_counter()
         if data not in recipes: raise ValueError(f'data {data!r} is not known here: take one of {", ".join(recipes)}')
-        result = run_demo(get_images(data), recipes[data], check_writable(out.with_suffix('.safetensors')), seed)
+        network,bar = check_writable(out.with_suffix('.safetensors')),sys.stdout.isatty() # a log has whole lines only
+        result = run_demo(get_images(data), recipes[data], network, seed, bar)
     except ValueError as e: sys.exit(f'fasterprune-demo: {e}')
     page = demo_page(result, out)
     print(f'\n{styled(result.table).to_string()}\n\n{result.condensed.report}\n')
-    print(f'{time.perf_counter()-start:.0f} s. Report: {page}   Network: {out.with_suffix(".safetensors")}')
+    print(f'{time.perf_counter()-start:.0f} s. Report: {page}   Network: {network}')

@@ -33,6 +33,10 @@ def test_demo_keeps_its_promises(digits_demo):
     assert retrained[0]>=dense[0]-1
     assert float(condensed[3])<=1e-5 and float(cells(out, 'loaded')[3])==0
 
+def test_a_log_gets_whole_lines_only(digits_demo):
+    out = digits_demo[1]
+    assert '\r' not in out and '\x1b' not in out and '█' not in out and out.count('train_loss')==3
+
 def test_report_is_one_self_contained_page(digits_demo):
     folder,out = digits_demo
     assert sorted(p.name for p in (folder/'demo').iterdir())==['report.html','report.safetensors']

@@ -10,6 +10,13 @@ __all__ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_
            'keep_parameters', 'optimizers_in', 'slice_state', 'state_entries', 'html_table', 'picture', 'write_page',
            'FasterpruneWarning']
 
+# %% ../../nbs/core/index.ipynb #8b7d2e41
+import warnings
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
+    import fastai.basics
+
 # %% ../../nbs/core/index.ipynb #5e1f0c3a
 from .batches import Keywords, as_tuple, feed, first_items, map_tensors, named_as, named_tensors
 from .batches import selected, tensors_in

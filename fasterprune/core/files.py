@@ -10,9 +10,6 @@ import os
 from pathlib import Path
 from contextlib import contextmanager
 
-import numpy as np
-from PIL import Image
-
 # %% ../../nbs/core/04_files.ipynb #a44fc749
 def check_writable(
     path # of a file to be written
@@ -49,10 +46,3 @@ def data_file(
     folder = os.environ.get('FASTERPRUNE_DATA')
     path = Path(folder)/name if folder else None
     return path if path and path.is_file() else None
-
-# %% ../../nbs/core/04_files.ipynb #8b2f4887
-def _from_folder(folder):
-    "Images and classes from files such as 7/123.png."
-    files = sorted(Path(folder).glob('[0-9]/*.png'))
-    images = np.stack([np.asarray(Image.open(f).convert('L')) for f in files])
-    return images,np.array([int(f.parent.name) for f in files])

@@ -19,7 +19,8 @@ from .epochs import EEGEpochs, draw_maps
 def _read(name, what):
     "Arrays of a data file; a `ValueError` says how to get it."
     path = data_file(name)
-    if path is None: raise ValueError(f'{name} is not there: set FASTERPRUNE_DATA to a folder with that file (arrays {what}); it is {os.environ.get("FASTERPRUNE_DATA")!r}')
+    if path is None: raise ValueError(f'{name} is not there: set FASTERPRUNE_DATA to a folder with that file (arrays '
+        f'{what}); it is {os.environ.get("FASTERPRUNE_DATA")!r}')
     with np.load(path, allow_pickle=False) as d:
         lost = [k for k in what.split(', ') if k not in d]
         if lost: raise ValueError(f'{name} has no array {lost[0]!r}: it has {", ".join(d.files)}')
@@ -47,7 +48,8 @@ def eeg_left_right(
 ) -> EEGEpochs: # metadata: side (0 left, 1 right), subject, recording, is_test
     "EEG while a grating flashes in the left or right visual field; its maps are of stimulus side, not of gaze."
     d = _read('eeg_left_right.npz', 'eeg, side, subject, recording, is_test, channels, fs, t0_s, uv_per_unit')
-    meta = pd.DataFrame({k:d[k].astype(int) for k in ('side','subject','recording')}).assign(is_test=d['is_test'].astype(bool))
+    meta = pd.DataFrame({k:d[k].astype(int) for k in ('side','subject',
+        'recording')}).assign(is_test=d['is_test'].astype(bool))
     return _epochs(d, side_maps(d['side'], size), meta)
 
 def _epochs(d, y, meta):
@@ -59,9 +61,11 @@ def eeg_cueing(
     size=(16,16), # height and width of a map
     what='cue'    # which side to draw: that of the 'cue', or of the 'target'
 ) -> EEGEpochs: # metadata: cue_side, target_side (0 left, 1 right), valid, target_onset_s, subject, session, is_test
-    "EEG while attention is cued to the left or to the right; its maps are of the side of the cue or of the target, not of gaze."
+    """EEG while attention is cued to the left or to the right; its maps are of the side of the cue or of the target,
+    not of gaze."""
     if what not in ('cue','target'): raise ValueError(f"what is {what!r}: take 'cue' or 'target'")
-    d = _read('eeg_cueing.npz', 'eeg, cue_side, target_side, valid, target_onset_s, subject, session, is_test, channels, fs, t0_s, uv_per_unit')
+    d = _read('eeg_cueing.npz', 'eeg, cue_side, target_side, valid, target_onset_s, subject, session, is_test, '
+        'channels, fs, t0_s, uv_per_unit')
     meta = pd.DataFrame({k:d[k].astype(int) for k in ('cue_side','target_side','valid','subject','session')}).assign(
         target_onset_s=d['target_onset_s'].astype(float), is_test=d['is_test'].astype(bool))
     return _epochs(d, side_maps(d[f'{what}_side'], size), meta)
@@ -74,7 +78,8 @@ def eeg_eye_state(
     "EEG with eyes open or closed, in windows; to be split by time."
     d,fs = _read('eeg_eye_state.npz', 'x, y, channels'),128.
     x,y,n = d['x'].astype(float),d['y'],round(seconds*fs)
-    if not 1<=n<=len(x)//2: raise ValueError(f'windows of {seconds:g} s: a window takes {1/fs:g} s or more, and half of {len(x)/fs:g} s at most')
+    if not 1<=n<=len(x)//2: raise ValueError(f'windows of {seconds:g} s: a window takes {1/fs:g} s or more, and half '
+        f'of {len(x)/fs:g} s at most')
     low,mid,high = np.quantile(x[:round((1-test)*len(x))], (.25,.5,.75), axis=0)
     x = x.clip(mid-10*(high-low), mid+10*(high-low))-mid
     count = len(x)//n

@@ -24,7 +24,7 @@ def import_mne():
 
 # %% ../../nbs/eeg/01_epochs.ipynb #320b6a64
 def draw_maps(
-    places,                # for each epoch an array of places of shape (k, 2), x to the right and y down, or (k, 3) with a weight
+    places,                # for each epoch an array of shape (k, 2), x to the right and y down, or (k, 3) with a weight
     size=(32,32),          # height and width of a map, in pixels of the map
     screen=(1920.,1080.),  # width and height of what was looked at, in the unit of the places
     sigma:float=48.        # standard deviation of the Gaussian, in the unit of the places
@@ -32,14 +32,17 @@ def draw_maps(
     "Maps of fixation density, and how often each pixel was looked at."
     (h,w),(width,height) = size,screen
     pixel = max(width/w, height/h)
-    if not sigma>=pixel/4: raise ValueError(f'sigma {sigma:g} is too narrow for pixels of {pixel:g}: take {pixel/4:g} or more, or a larger size')
+    if not sigma>=pixel/4: raise ValueError(f'sigma {sigma:g} is too narrow for pixels of {pixel:g}: take {pixel/4:g} '
+        'or more, or a larger size')
     cx,cy,maps = (np.arange(w)+.5)*width/w,(np.arange(h)+.5)*height/h,np.zeros((len(places), 2, h, w))
     for m,p in zip(maps, places):
         p = np.asarray(p, float)
         if not len(p): raise ValueError('an epoch without any place has no map: leave it out')
-        if not ((p[:,:2]>=0) & (p[:,:2]<=screen)).all(): raise ValueError(f'a place is not on the screen of {width:g} x {height:g}: leave it out')
+        if not ((p[:,:2]>=0) & (p[:,:2]<=screen)).all():
+            raise ValueError(f'a place is not on the screen of {width:g} x {height:g}: leave it out')
         x,y,weight = p[:,0],p[:,1],p[:,2] if p.shape[1]>2 else np.ones(len(p))
-        m[0] = np.einsum('k,kh,kw', weight, np.exp(-(cy-y[:,None])**2/(2*sigma**2)), np.exp(-(cx-x[:,None])**2/(2*sigma**2)))
+        m[0] = np.einsum('k,kh,kw', weight, np.exp(-(cy-y[:,None])**2/(2*sigma**2)),
+            np.exp(-(cx-x[:,None])**2/(2*sigma**2)))
         m[0] /= m[0].sum()
         np.add.at(m[1], ((y*h/height).astype(int).clip(max=h-1), (x*w/width).astype(int).clip(max=w-1)), 1)
     return tensor(maps).float()
@@ -59,7 +62,8 @@ class EEGEpochs:
     def __len__(self): return len(self.x)
     def __repr__(self):
         n,e,t = self.x.shape
-        return f'EEGEpochs: {n} of {t/self.fs:g} s, {e} electrodes, {self.fs:g} Hz' + ('' if self.y is None else ', maps of {}x{}'.format(*self.y.shape[-2:]))
+        return f'EEGEpochs: {n} of {t/self.fs:g} s, {e} electrodes, {self.fs:g} Hz' + ('' if self.y is None
+            else ', maps of {}x{}'.format(*self.y.shape[-2:]))
 
     @property
     def times(self): return self.t0 + np.arange(self.x.shape[-1])/self.fs
@@ -69,7 +73,8 @@ class EEGEpochs:
     ):
         "Some of the epochs."
         at = np.arange(len(self))[np.asarray(at) if not isinstance(at, slice) else at]
-        return replace(self, x=self.x[at], y=None if self.y is None else self.y[at], metadata=None if self.metadata is None else self.metadata.iloc[at])
+        return replace(self, x=self.x[at], y=None if self.y is None else self.y[at], metadata=None
+            if self.metadata is None else self.metadata.iloc[at])
 
     def pick(self,
         names # of electrodes
@@ -86,12 +91,15 @@ class EEGEpochs:
         device='cpu'
     ) -> DataLoaders: # inputs of shape (bs, electrodes, samples), targets of shape (bs, 2, height, width)
         "`DataLoaders`, with electrodes standardized by the epochs to train on."
-        if self.y is None: raise ValueError('there are no maps to learn: make DataLoaders with a target of your own, such as tensor_dls((x,y), (xv,yv))')
+        if self.y is None: raise ValueError('there are no maps to learn: make DataLoaders with a target of your own, '
+            'such as tensor_dls((x,y), (xv,yv))')
         valid = np.asarray(valid, bool)
         train = ~valid if train is None else np.asarray(train, bool)
-        if not (train.any() and valid.any()): raise ValueError(f'{train.sum()} epochs to train on and {valid.sum()} to validate on: take at least one of each')
+        if not (train.any() and valid.any()): raise ValueError(f'{train.sum()} epochs to train on and {valid.sum()} '
+            'to validate on: take at least one of each')
         mean,std = [f(self.x[train].double(), (0,2), keepdim=True).float() for f in (torch.mean, torch.std)]
-        if not (std>0).all(): raise ValueError(f'electrode {self.names[int((std[0,:,0]==0).nonzero()[0])]!r} is constant: leave it out, with pick')
+        if not (std>0).all(): raise ValueError(f'electrode {self.names[int((std[0,:,0]==0).nonzero()[0])]!r} is '
+            'constant: leave it out, with pick')
         x = (self.x-mean)/std
         return tensor_dls((x[train],self.y[train]), (x[valid],self.y[valid]), bs, device)
 
@@ -104,18 +112,22 @@ def read_gaze(
         if not Path(gaze).is_file(): raise ValueError(f'there is no gaze table {str(gaze)!r}')
         gaze = pd.read_csv(gaze)
     lost = [c for c in ('time','x','y') if c not in gaze]
-    if lost: raise ValueError(f'the gaze table has no column {lost[0]!r}: it has {", ".join(map(str, gaze.columns))}, and needs time, x and y')
+    if lost: raise ValueError(f'the gaze table has no column {lost[0]!r}: it has {", ".join(map(str, gaze.columns))}, '
+        'and needs time, x and y')
     gaze = gaze[[c for c in ('time','x','y','duration') if c in gaze]].reset_index(drop=True)
     for c in gaze:
         numbers = pd.to_numeric(gaze[c], errors='coerce').astype(float)
         bad = np.isinf(numbers) | (numbers.isna() & gaze[c].notna())
-        if bad.any(): raise ValueError(f'column {c!r} of the gaze table holds {gaze[c][bad].iloc[0]!r} in row {bad.idxmax()}: it has to be a number')
+        if bad.any(): raise ValueError(f'column {c!r} of the gaze table holds {gaze[c][bad].iloc[0]!r} in row '
+            f'{bad.idxmax()}: it has to be a number')
         gaze[c] = numbers
     if (bad := gaze.time.isna()).any(): raise ValueError(f'row {bad.idxmax()} of the gaze table has no time')
     if (bad := gaze.time.diff()<0).any():
         i = bad.idxmax()
-        raise ValueError(f'times of the gaze table go back in row {i}, from {gaze.time[i-1]:g} to {gaze.time[i]:g} s: sort it, or look whether the row is torn')
-    if 'duration' in gaze and (bad := ~(gaze.duration>0) & gaze.x.notna()).any(): raise ValueError(f'row {bad.idxmax()} of the gaze table has a duration of {gaze.duration[bad.idxmax()]:g} s')
+        raise ValueError(f'times of the gaze table go back in row {i}, from {gaze.time[i-1]:g} to {gaze.time[i]:g} s: '
+            'sort it, or look whether the row is torn')
+    if 'duration' in gaze and (bad := ~(gaze.duration>0) & gaze.x.notna()).any():
+        raise ValueError(f'row {bad.idxmax()} of the gaze table has a duration of {gaze.duration[bad.idxmax()]:g} s')
     return gaze
 
 # %% ../../nbs/eeg/01_epochs.ipynb #fa8e800e
@@ -131,17 +143,22 @@ def read_recording(
     else:
         if not Path(path).exists(): raise ValueError(f'there is no recording {str(path)!r}')
         try: raw = mne.io.read_raw(path, verbose='error')
-        except Exception as e: raise ValueError(f'MNE cannot read the recording {str(path)!r}: {type(e).__name__}: {e}') from e
+        except Exception as e:
+            raise ValueError(f'MNE cannot read the recording {str(path)!r}: {type(e).__name__}: {e}') from e
     if channels is None: channels = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True)]
     lost = [c for c in channels if c not in raw.ch_names]
-    if lost: raise ValueError(f'the recording has no channel {lost[0]!r} ({len(lost)} of {len(channels)} are lacking): it has {", ".join(raw.ch_names)}')
-    if not len(channels): raise ValueError(f'the recording has no channel of type EEG: name some of {", ".join(raw.ch_names)} as channels')
+    if lost: raise ValueError(f'the recording has no channel {lost[0]!r} ({len(lost)} of {len(channels)} are '
+        f'lacking): it has {", ".join(raw.ch_names)}')
+    if not len(channels): raise ValueError(f'the recording has no channel of type EEG: name some of '
+        f'{", ".join(raw.ch_names)} as channels')
     raw = raw.pick(list(channels)).load_data(verbose='error')
     bad = ~np.isfinite(raw.get_data()).all(1)
-    if bad.any(): raise ValueError(f'channel {raw.ch_names[bad.argmax()]!r} of the recording holds values that are not finite: leave it out, or mend it')
+    if bad.any(): raise ValueError(f'channel {raw.ch_names[bad.argmax()]!r} of the recording holds values that are '
+        'not finite: leave it out, or mend it')
     half = raw.info['sfreq']/2
     if band is not None:
-        if not 0<band[0]<band[1]<half: raise ValueError(f'a band of {band[0]:g} to {band[1]:g} Hz: it has to rise, and end below half of the sampling rate, which is {half:g} Hz')
+        if not 0<band[0]<band[1]<half: raise ValueError(f'a band of {band[0]:g} to {band[1]:g} Hz: it has to rise, '
+            f'and end below half of the sampling rate, which is {half:g} Hz')
         raw.filter(*band, picks='all', verbose='error')
     return raw if fs in (None,raw.info['sfreq']) else raw.resample(fs, verbose='error')
 
@@ -153,15 +170,32 @@ def find_onsets(
     "When epochs begin; a `ValueError` lists the annotations that there are."
     if onsets is not None and not isinstance(onsets, str):
         onsets = np.asarray(onsets, float).ravel()
-        if not len(onsets) or not np.isfinite(onsets).all(): raise ValueError(f'{len(onsets)} onsets, {np.isfinite(onsets).sum()} of them finite: give the times of stimuli, in s')
+        if not len(onsets) or not np.isfinite(onsets).all(): raise ValueError(f'{len(onsets)} onsets, '
+            f'{np.isfinite(onsets).sum()} of them finite: give the times of stimuli, in s')
         return onsets
     known = sorted({str(d) for d in raw.annotations.description if not d.upper().startswith(('BAD','EDGE'))})
     if not known: raise ValueError('the recording has no annotations: give the times of stimuli as onsets, in s')
-    if onsets is not None and onsets not in known: raise ValueError(f'the recording has no annotation {onsets!r}: there are {", ".join(known)}')
-    a = raw.annotations # their onsets count from where the clock of the recording begins, which is not always its first sample
-    return np.array([t-raw.first_time for t,d in zip(a.onset, a.description) if (d in known if onsets is None else d==onsets)])
+    if onsets is not None and onsets not in known:
+        raise ValueError(f'the recording has no annotation {onsets!r}: there are {", ".join(known)}')
+    a = raw.annotations # their onsets count from where the recording's clock begins, not always at its first sample
+    return np.array([t-raw.first_time for t,d in zip(a.onset, a.description)
+        if (d in known if onsets is None else d==onsets)])
 
 # %% ../../nbs/eeg/01_epochs.ipynb #8414c1b6
+def _usable_epochs(x, starts, n, gaze, look, reject):
+    "Onset, first sample and gaze of each epoch of `n` samples that can be used; how many can't, by reason."
+    dropped,kept = dict(outside=0, gaze=0, reject=0),[]
+    columns = ['x','y']+['duration']*('duration' in gaze)
+    for t,i in starts:
+        places = gaze[(gaze.time>=t+look[0]) & (gaze.time<t+look[1])]
+        if i<0 or i+n>x.shape[1]: dropped['outside'] += 1
+        elif not len(places): dropped['gaze'] += 1
+        elif reject is not None and np.ptp(x[:,i:i+n], axis=1).max()>reject: dropped['reject'] += 1
+        else: kept.append((t,i,places[columns].to_numpy()))
+    if not kept: raise ValueError('no epoch is left: {outside} reach over an end of the recording, in {gaze} nothing '
+        'on the screen is looked at, {reject} hold more than reject'.format(**dropped))
+    return kept,dropped
+
 def load_eeg(
     recording,            # a file that MNE reads, or an MNE `Raw`
     gaze,                 # a table with time, x and y, or the path of a CSV file, as in `read_gaze`
@@ -170,7 +204,7 @@ def load_eeg(
     band=(.5,50.),        # Hz; `None`: as it is
     fs:float=250.,        # Hz; `None`: as it is
     window=(-1.,3.),      # s: beginning and end of an epoch, from the onset on
-    look=None,            # s: from when to when what is looked at counts; `None`: from the onset to the end of the epoch
+    look=None,            # s: from when to when what is looked at counts; `None`: from the onset to the epoch's end
     reject:float=None,    # microvolts, peak to peak in any electrode, above which an epoch is left out
     size=(32,32),         # height and width of a map
     screen=(1920.,1080.), # width and height of the screen, in the unit of the gaze
@@ -179,22 +213,20 @@ def load_eeg(
     "Epochs and maps from a recording and a gaze table."
     a,b = window
     look = (max(a, 0.),b) if look is None else look
-    if not a<b or not look[0]<look[1]: raise ValueError(f'an epoch from {a:g} to {b:g} s in which what is looked at from {look[0]:g} to {look[1]:g} s counts: both have to take some time')
+    if not a<b or not look[0]<look[1]: raise ValueError(f'an epoch from {a:g} to {b:g} s in which what is looked at '
+        f'from {look[0]:g} to {look[1]:g} s counts: both have to take some time')
     gaze,raw = read_gaze(gaze),read_recording(recording, channels, band, fs)
     x,fs = raw.get_data()*1e6,float(raw.info['sfreq'])
     seconds,n = x.shape[1]/fs,round((b-a)*fs)
     if n>x.shape[1]: raise ValueError(f'an epoch takes {b-a:g} s, but the recording only {seconds:g} s')
     if not len(gaze) or gaze.time.iloc[-1]<0 or gaze.time.iloc[0]>seconds:
         raise ValueError(f'gaze and EEG do not overlap: the recording takes {seconds:g} s, the gaze table ' +
-            (f'goes from {gaze.time.iloc[0]:g} to {gaze.time.iloc[-1]:g} s; count its times in seconds from the beginning of the recording' if len(gaze) else 'is empty'))
+            (f'goes from {gaze.time.iloc[0]:g} to {gaze.time.iloc[-1]:g} s; count its times in seconds from the '
+            'beginning of the recording' if len(gaze) else 'is empty'))
     on = gaze[(gaze.x.between(0, screen[0])) & (gaze.y.between(0, screen[1]))]
-    columns,dropped,kept = ['x','y']+['duration']*('duration' in on),dict(outside=0, gaze=0, reject=0),[]
-    for t in find_onsets(raw, onsets):
-        i,places = round((t+a)*fs),on[(on.time>=t+look[0]) & (on.time<t+look[1])]
-        why = 'outside' if i<0 or i+n>x.shape[1] else 'gaze' if not len(places) else 'reject' if reject is not None and np.ptp(x[:,i:i+n], axis=1).max()>reject else None
-        if why: dropped[why] += 1
-        else: kept.append((t,i,places[columns].to_numpy()))
-    if not kept: raise ValueError('no epoch is left: {outside} reach over an end of the recording, in {gaze} nothing on the screen is looked at, {reject} hold more than reject'.format(**dropped))
+    starts = [(t,round((t+a)*fs)) for t in find_onsets(raw, onsets)]
+    kept,dropped = _usable_epochs(x, starts, n, on, look, reject)
     meta = pd.DataFrame(dict(onset=[t for t,*_ in kept], n_gaze=[len(p) for *_,p in kept]))
     meta.attrs['dropped'] = dropped
-    return EEGEpochs(tensor(np.stack([x[:,i:i+n] for _,i,_ in kept])).float(), draw_maps([p for *_,p in kept], size, screen, sigma), list(raw.ch_names), fs, a, meta)
+    return EEGEpochs(tensor(np.stack([x[:,i:i+n] for _,i,_ in kept])).float(),
+        draw_maps([p for *_,p in kept], size, screen, sigma), list(raw.ch_names), fs, a, meta)

@@ -26,9 +26,12 @@ def band_power(
     x,bands = np.asarray(x, float),bands or eeg_bands
     step = fs/x.shape[-1]
     for name,(a,b) in bands.items():
-        if not 0<=a<b<=fs/2: raise ValueError(f'band {name!r} from {a:g} to {b:g} Hz: it has to rise, and end at or below half of the sampling rate, which is {fs/2:g} Hz')
-        if b-a<step: raise ValueError(f'band {name!r} is {b-a:g} Hz wide, but {x.shape[-1]/fs:g} s tell only {step:g} Hz apart: take longer epochs')
-    psd,freqs = import_mne().time_frequency.psd_array_multitaper(x, fs, adaptive=False, normalization='full', verbose='error')
+        if not 0<=a<b<=fs/2: raise ValueError(f'band {name!r} from {a:g} to {b:g} Hz: it has to rise, and end at or '
+            f'below half of the sampling rate, which is {fs/2:g} Hz')
+        if b-a<step: raise ValueError(f'band {name!r} is {b-a:g} Hz wide, but {x.shape[-1]/fs:g} s tell only {step:g} '
+            'Hz apart: take longer epochs')
+    psd,freqs = import_mne().time_frequency.psd_array_multitaper(x, fs, adaptive=False, normalization='full',
+        verbose='error')
     power = np.stack([psd[...,(freqs>=a) & (freqs<b)].sum(-1)*step for a,b in bands.values()], -1)
     return tensor(np.log(power) if log else power).float()
 
@@ -56,7 +59,8 @@ def electrode_places(
     montage = import_mne().channels.make_standard_montage(montage) if isinstance(montage, str) else montage
     pos = {k.lower():v for k,v in montage.get_positions()['ch_pos'].items()}
     lost = [n for n in names if n.lower() not in pos]
-    if lost: raise ValueError(f'{len(lost)} of {len(names)} electrodes are not in the montage, {lost[0]!r} to begin with: it has {", ".join(montage.ch_names[:5])} ...')
+    if lost: raise ValueError(f'{len(lost)} of {len(names)} electrodes are not in the montage, {lost[0]!r} to begin '
+        f'with: it has {", ".join(montage.ch_names[:5])} ...')
     every = np.stack(list(pos.values()))
     middle = np.linalg.lstsq(np.c_[2*every, np.ones(len(every))], (every**2).sum(1), rcond=None)[0][:3]
     p = np.stack([pos[n.lower()] for n in names])-middle
@@ -67,7 +71,8 @@ def project(
 ) -> np.ndarray: # of shape (electrodes, 2): 1 is the distance from the top of the head to the ears
     "Azimuthal equidistant projection."
     x,y,z = np.asarray(places, float).T
-    return (np.arctan2(np.hypot(x, y), z)*2/np.pi)[:,None]*np.stack([np.cos(np.arctan2(y, x)),np.sin(np.arctan2(y, x))], 1)
+    return (np.arctan2(np.hypot(x, y), z)*2/np.pi)[:,None]*np.stack([np.cos(np.arctan2(y, x)),np.sin(np.arctan2(y, x))],
+        1)
 
 def eeg_images(
     values,   # of shape (n, electrodes) or (n, electrodes, features)
@@ -77,8 +82,10 @@ def eeg_images(
     "Features of electrodes as images of the head."
     values,places = torch.as_tensor(values).float(),np.asarray(places, float)
     if values.ndim==2: values = values[...,None]
-    if values.shape[1]!=len(places): raise ValueError(f'{values.shape[1]} electrodes in the values, but {len(places)} places: give one for each')
-    if np.linalg.matrix_rank(places-places.mean(0), tol=1e-6)<2: raise ValueError(f'{len(places)} electrodes on one line span no image: take three or more that do not lie on a line')
+    if values.shape[1]!=len(places):
+        raise ValueError(f'{values.shape[1]} electrodes in the values, but {len(places)} places: give one for each')
+    if np.linalg.matrix_rank(places-places.mean(0), tol=1e-6)<2: raise ValueError(f'{len(places)} electrodes on one '
+        'line span no image: take three or more that do not lie on a line')
     edge = np.linalg.norm(places, axis=1).max()
     line = ((np.arange(size)+.5)/size*2-1)*edge
     pixels = np.stack(np.meshgrid(line, -line), -1).reshape(-1, 2)

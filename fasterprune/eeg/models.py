@@ -28,7 +28,8 @@ def eeg_encoder(
     drop:float=.5      # dropout behind the average
 ) -> nn.Sequential: # from (n, electrodes, samples) to (n, n_out)
     "Spatial and temporal convolution, average over time, one layer to the latent space."
-    if n_samples<pool: raise ValueError(f'{n_samples} samples, of which {pool} are averaged to one: take a smaller pool')
+    if n_samples<pool:
+        raise ValueError(f'{n_samples} samples, of which {pool} are averaged to one: take a smaller pool')
     return nn.Sequential(OrderedDict(
         spatial=nn.Conv1d(n_electrodes, n_filters, 1, bias=False),
         temporal=nn.Conv1d(n_filters, n_filters, kernel, padding='same', bias=False),
@@ -46,8 +47,10 @@ class MapDecoder(nn.Module):
         super().__init__()
         h,w = self.size = tuple(size)
         small,half = (-(-h//4),-(-w//4)),(-(-h//2),-(-w//2))
-        self.layers = nn.Sequential(nn.BatchNorm1d(n_latent), nn.ELU(), nn.Linear(n_latent, n_maps*small[0]*small[1]), nn.Unflatten(1, (n_maps,*small)), nn.ELU(),
-            nn.Upsample(half, mode='bilinear'), nn.Conv2d(n_maps, n_maps, 3, padding=1), nn.ELU(), nn.Upsample(self.size, mode='bilinear'), nn.Conv2d(n_maps, 1, 3, padding=1))
+        self.layers = nn.Sequential(nn.BatchNorm1d(n_latent), nn.ELU(), nn.Linear(n_latent, n_maps*small[0]*small[1]),
+            nn.Unflatten(1, (n_maps,*small)), nn.ELU(),
+            nn.Upsample(half, mode='bilinear'), nn.Conv2d(n_maps, n_maps, 3, padding=1), nn.ELU(),
+            nn.Upsample(self.size, mode='bilinear'), nn.Conv2d(n_maps, 1, 3, padding=1))
 
     def forward(self, z): return self.layers(z).flatten(1).softmax(1).view(-1, *self.size)
 
@@ -97,7 +100,8 @@ class KLCallback(Callback):
     def before_batch(self):
         self._unhook()
         latent = next((m for m in self.model.modules() if isinstance(m, Reparameterize)), None)
-        if latent is None: raise ValueError(f'{type(self.model).__name__} has no latent distribution: take an EEG2SaliencyVAE, or leave KLCallback out')
+        if latent is None: raise ValueError(f'{type(self.model).__name__} has no latent distribution: take an '
+            'EEG2SaliencyVAE, or leave KLCallback out')
         self.hook = latent.register_forward_pre_hook(self._see)
 
     def _see(self, module, xs): self.divergence = gaussian_kl(*xs[0].chunk(2, 1)).mean()
@@ -123,7 +127,8 @@ class SaliencyCritic(nn.Module):
         super().__init__()
         if min(size)<4: raise ValueError(f'maps of {size[0]}x{size[1]}: the critic halves them twice, take 4x4 or more')
         act = partial(nn.LeakyReLU, .2)
-        self.layers = nn.Sequential(nn.Conv2d(1, n_maps, 4, 2, 1), act(), nn.Conv2d(n_maps, 2*n_maps, 4, 2, 1), act(), nn.Flatten(), nn.Linear(2*n_maps*(size[0]//4)*(size[1]//4), 1))
+        self.layers = nn.Sequential(nn.Conv2d(1, n_maps, 4, 2, 1), act(), nn.Conv2d(n_maps, 2*n_maps, 4, 2, 1), act(),
+            nn.Flatten(), nn.Linear(2*n_maps*(size[0]//4)*(size[1]//4), 1))
 
     def forward(self,
         m:Tensor # maps of shape (n, height, width), or densities and counts, of which it sees the densities
@@ -141,8 +146,11 @@ def adversarial_learner(
 ): # a `GANLearner`; the trained network is its `model.generator`
     "A learner that trains a generator of maps against a critic."
     try: from fastai.vision.gan import GANLearner, gan_loss_from_func
-    except ImportError as e: raise ImportError('an adversarial learner needs torchvision: pip install torchvision') from e
+    except ImportError as e:
+        raise ImportError('an adversarial learner needs torchvision: pip install torchvision') from e
     if critic is None: critic = SaliencyCritic(dls.one_batch()[1].shape[-2:])
-    losses = gan_loss_from_func(SaliencyLoss() if loss_func is None else loss_func, F.binary_cross_entropy_with_logits, (weight,1.))
-    kwargs = dict(splitter=params, switch_eval=False) | kwargs # all parameters, frozen or not, are optimized; what is validated stays in evaluation mode
+    losses = gan_loss_from_func(SaliencyLoss() if loss_func is None else loss_func, F.binary_cross_entropy_with_logits,
+        (weight,1.))
+    kwargs = dict(splitter=params,
+        switch_eval=False) | kwargs # all parameters are optimized; what is validated stays in evaluation mode
     return GANLearner(dls, generator, critic, *losses, **kwargs)

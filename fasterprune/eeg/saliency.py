@@ -17,19 +17,22 @@ from fastai.basics import AccumMetric, L, Module, store_attr, tensor
 def _pair(pred, y, channel):
     "Prediction, and density or counts, a row for each image; a `ValueError` if they do not fit."
     if y.ndim==4: y = y[:,channel]
-    if pred.ndim!=3 or pred.shape!=y.shape: raise ValueError(f'a prediction of shape {tuple(pred.shape)} for a target of shape {tuple(y.shape)}: both have to be (n, height, width)')
+    if pred.ndim!=3 or pred.shape!=y.shape: raise ValueError(f'a prediction of shape {tuple(pred.shape)} for a target '
+        f'of shape {tuple(y.shape)}: both have to be (n, height, width)')
     return pred.flatten(1),y.flatten(1).to(pred)
 
 def _share(m):
     "A map as a distribution; one that is zero everywhere says as much as a constant one."
-    if (m<0).any(): raise ValueError(f'a map holds {m.min():.3g}: to be a distribution it has to be 0 or more everywhere')
+    if (m<0).any():
+        raise ValueError(f'a map holds {m.min():.3g}: to be a distribution it has to be 0 or more everywhere')
     m = torch.where(m.sum(1, keepdim=True)==0, torch.ones_like(m), m)
     return m/m.sum(1, keepdim=True)
 
 def _centered(m):
     "A map less its mean, of length 1; zero if it is constant."
     m = m-m.mean(1, keepdim=True)
-    return F.normalize(torch.where(m.amax(1, keepdim=True)-m.amin(1, keepdim=True)==0, 0., m), dim=1, eps=torch.finfo(m.dtype).tiny)
+    return F.normalize(torch.where(m.amax(1, keepdim=True)-m.amin(1, keepdim=True)==0, 0., m), dim=1,
+        eps=torch.finfo(m.dtype).tiny)
 
 # %% ../../nbs/eeg/04_saliency.ipynb #531b6ab8
 def kld(
@@ -68,7 +71,8 @@ def nss(
     return torch.where(total>0, (_centered(p)*c).sum(1)*p.shape[1]**.5/torch.where(total>0, total, 1.), torch.nan)
 
 def _auc(p, positive, negative):
-    "Probability that what is drawn by the weights `positive` has a higher value than what is drawn by `negative`; ties count half."
+    """Probability that what is drawn by the weights `positive` has a higher value than what is drawn by `negative`;
+    ties count half."""
     _,at = np.unique(p, return_inverse=True)
     pos,neg = (np.bincount(at, w) for w in (positive,negative))
     total = pos.sum()*neg.sum()
@@ -88,7 +92,8 @@ def auc_shuffled(
     pred:Tensor, # maps of shape (n, height, width)
     y:Tensor,    # counts of fixations of that shape, or densities and counts, for two images or more
 ) -> Tensor: # one for each image, in [0,1]
-    "Area under the ROC curve of an image's fixations against those of all other images; 1/2 is chance, and what a constant bias gets."
+    """Area under the ROC curve of an image's fixations against those of all other images; 1/2 is chance, and what a
+    constant bias gets."""
     p,c = (t.detach().cpu().double().numpy() for t in _pair(pred, y, 1))
     return tensor([_auc(a, b, other) for a,b,other in zip(p, c, c.sum(0)-c)]).to(pred)
 
@@ -121,7 +126,8 @@ class SaliencyLoss(Module):
         cc:float=0.,  # weight of 1-CC
         nss:float=0.  # weight of -NSS
     ):
-        if min(kld, cc, nss)<0 or max(kld, cc, nss)==0: raise ValueError(f'weights {kld:g}, {cc:g} and {nss:g}: none may be negative, and one has to be positive')
+        if min(kld, cc, nss)<0 or max(kld, cc, nss)==0:
+            raise ValueError(f'weights {kld:g}, {cc:g} and {nss:g}: none may be negative, and one has to be positive')
         store_attr()
 
     def forward(self,
@@ -163,7 +169,8 @@ def permutation_p(
 ) -> float:
     "How probable would it be to be as good if predictions had nothing to do with images?"
     f,sign = measures[measure] if isinstance(measure, str) else measure,-1 if measure in ('kld',kld) else 1
-    each = torch.stack([f(pred.roll(-i, 0), y) for i in range(len(pred))]).double().numpy()*sign # row i: image j with prediction j+i
+    each = torch.stack([f(pred.roll(-i, 0), y)
+        for i in range(len(pred))]).double().numpy()*sign # row i: image j with prediction j+i
     g,j,count = np.random.default_rng(seed),np.arange(len(pred)),len(pred)
     return _p_value(np.nanmean(each[0]), [np.nanmean(each[(g.permutation(count)-j)%count,j]) for _ in range(n)])
 

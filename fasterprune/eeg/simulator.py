@@ -22,7 +22,9 @@ def sphere_potential(
     r,p,q = (np.asarray(a, float) for a in (electrodes, places, moments))
     d = r-p[:,None]
     dist,r_len,p2,rp = np.linalg.norm(d, axis=-1),np.linalg.norm(r, axis=-1),(p**2).sum(-1)[:,None],p@r.T
-    if not (p2>0).all() or not p2.max()<r_len.min()**2: raise ValueError(f'dipoles from {p2.min()**.5:.3g} to {p2.max()**.5:.3g} from the middle of a sphere of radius {r_len.min():.3g}: put them inside, and not in the middle')
+    if not (p2>0).all() or not p2.max()<r_len.min()**2: raise ValueError(f'dipoles from {p2.min()**.5:.3g} to '
+        f'{p2.max()**.5:.3g} from the middle of a sphere of radius {r_len.min():.3g}: put them inside, and not in the '
+        'middle')
     f = dist*(r_len*dist+r_len**2-rp)
     c1 = (2*(d*p[:,None]).sum(-1)/dist**3 + 1/dist - 1/r_len)/(4*np.pi*p2)
     c2 = (2/dist**3 + (dist+r_len)/(r_len*f))/(4*np.pi*p2)
@@ -30,7 +32,7 @@ def sphere_potential(
 
 # %% ../../nbs/eeg/06_simulator.ipynb #d36e0fb6
 def cortex_place(
-    gaze # places on the screen of shape (..., 2): x from 0 at the left to 1 at the right, y from 0 at the top to 1 at the bottom
+    gaze # places on the screen of shape (..., 2): x from 0 at the left to 1 at the right, y from the top to the bottom
 ) -> np.ndarray: # of shape (..., 3): unit vectors; y is to the nose, z is up
     "Direction in which the source lies that answers to a place."
     x,y = np.moveaxis(np.asarray(gaze, float), -1, 0)
@@ -63,13 +65,14 @@ def _background(electrodes, n, samples, shared, rng, dipoles=200):
     field = sphere_potential(electrodes, v, rng.standard_normal((dipoles,3)))
     field -= field.mean(1, keepdims=True)
     mix = np.linalg.cholesky(field.T@field + 1e-9*np.trace(field.T@field)*np.eye(len(electrodes)))
-    brain = np.einsum('ef,nft->net', mix/np.linalg.norm(mix, axis=1, keepdims=True), pink_noise((n,len(electrodes),samples), rng))
+    brain = np.einsum('ef,nft->net', mix/np.linalg.norm(mix, axis=1, keepdims=True),
+        pink_noise((n,len(electrodes),samples), rng))
     return (1-shared)**.5*own + shared**.5*brain
 
 # %% ../../nbs/eeg/06_simulator.ipynb #1f98d7b1
 def simulate_eeg(
     n:int=1000,             # epochs
-    snr:float=0.,           # dB: power of what changes with gaze over that of the noise, in the informative electrodes; infinity: no noise
+    snr:float=0.,           # dB: power of what changes with gaze over the noise's, where it does; infinity: no noise
     montage='biosemi32',    # name of a montage of MNE, or a montage
     names=None,             # of electrodes; `None`: all of the montage
     fixations:int=3,        # in an epoch
@@ -80,7 +83,8 @@ def simulate_eeg(
     seed:int=0
 ) -> EEGEpochs: # of 1 s; metadata: x and y, the mean place that was looked at, from 0 to 1
     "Epochs in which gaze moves a source through the head, and of which the informative electrodes are known."
-    if not (n>1 and fixations>0): raise ValueError(f'{n} epochs of {fixations} fixations: take 2 or more, with 1 or more')
+    if not (n>1 and fixations>0):
+        raise ValueError(f'{n} epochs of {fixations} fixations: take 2 or more, with 1 or more')
     rng,mne = np.random.default_rng(seed),import_mne()
     montage = mne.channels.make_standard_montage(montage) if isinstance(montage, str) else montage
     names = list(montage.ch_names if names is None else names)
@@ -101,4 +105,5 @@ def simulate_eeg(
     x *= 10/np.sqrt(x.var(0)[informs].mean())
     if np.isfinite(snr): x = x + 10*10**(-snr/20)*_background(electrodes, n, samples, shared, rng)
     meta = pd.DataFrame(gaze.mean(1), columns=['x','y'])
-    return EEGEpochs(tensor(x).float(), draw_maps(list(gaze), size, (1.,1.), sigma), names, fs, 0., meta, [n for n,i in zip(names, informs) if i])
+    return EEGEpochs(tensor(x).float(), draw_maps(list(gaze), size, (1.,1.), sigma), names, fs, 0., meta,
+        [n for n,i in zip(names, informs) if i])

@@ -11,7 +11,7 @@ import re
 import torch
 from fasttransform import ItemTransform, Pipeline
 from torch import Tensor, nn
-from fastai.basics import detuplify, patch, tuplify
+from fastai.basics import detuplify, tuplify
 
 from ..graph.graph import Graph
 from ..condense.tabular import is_table
@@ -24,15 +24,21 @@ def _time_dim(shape, units):
 
 def _parse(granularity):
     "Name and sizes of a granularity such as `patch(4,4)`."
-    found = re.fullmatch(r'(patch)\((\d+), ?(\d+)\)|(window)\((\d+)\)', granularity) if isinstance(granularity, str) else None
-    if found and all(int(s)>0 for s in found.groups() if s and s.isdigit()): return found[1] or found[4], tuple(int(s) for s in (found[2],found[3],found[5]) if s)
+    sized = r'(patch)\((\d+), ?(\d+)\)|(window)\((\d+)\)'
+    found = re.fullmatch(sized, granularity) if isinstance(granularity, str) else None
+    sizes = tuple(int(s) for s in found.group(2, 3, 5) if s) if found else ()
+    if found and all(sizes): return found[1] or found[4], sizes
     if granularity in ('auto','feature','channel','pixel','row','column'): return granularity,()
-    raise ValueError(f"granularity {granularity!r} is not known: take 'auto', 'feature', 'channel', 'pixel', 'row', 'column', 'patch(4,4)' or 'window(25)'")
+    raise ValueError(f"granularity {granularity!r} is not known: take 'auto', 'feature', 'channel', 'pixel', 'row', "
+        "'column', 'patch(4,4)' or 'window(25)'")
 
 def _number(name, sizes, shape, units):
     "The number of the feature that each element of an item belongs to."
-    if len(shape)<2: raise ValueError(f'granularity {name!r}, but an item has shape {shape}: it needs two dimensions or more')
-    def _along(d, size=1): return (torch.arange(shape[d])//size).view([-1 if i==d%len(shape) else 1 for i in range(len(shape))]).expand(shape)
+    if len(shape)<2:
+        raise ValueError(f'granularity {name!r}, but an item has shape {shape}: it needs two dimensions or more')
+    def _along(d, size=1):
+        where = [-1 if i==d%len(shape) else 1 for i in range(len(shape))]
+        return (torch.arange(shape[d])//size).view(where).expand(shape)
     if name=='channel': return _along(0)
     if name=='window': return _along(_time_dim(shape, units), *sizes)
     if name in ('row','column'): return _along(-2 if name=='row' else -1)
@@ -42,7 +48,7 @@ def _number(name, sizes, shape, units):
 # %% ../../nbs/inputs/01_features.ipynb #80e259fd
 def table_columns(
     dls # `TabularDataLoaders`; of others nothing is known
-) -> list|None: # a (name, categorical columns, continuous columns) for each column of the table; `None` if it is no table
+) -> list|None: # for each column its name, its categorical and its continuous columns; `None` if it is no table
     "Names of a table's columns, and which of the model's inputs each of them is."
     if not all(hasattr(dls, a) for a in ('cat_names','cont_names')): return None
     cats,conts = list(dls.cat_names),list(dls.cont_names)
@@ -50,92 +56,131 @@ def table_columns(
     names = dict.fromkeys([_base(n) for n in cats] + conts)
     return [(n, [i for i,c in enumerate(cats) if _base(c)==n], [i for i,c in enumerate(conts) if c==n]) for n in names]
 
-# %% ../../nbs/inputs/01_features.ipynb #a14a6dd0
+# %% ../../nbs/inputs/01_features.ipynb #6915ddfa
+_places = 'pixel','row','column','patch','window'
+
 class InputFeatures:
     "What the features of a network's input are, and which weights read each of them."
     parse = staticmethod(_parse)
     def __init__(self,
         model:nn.Module,    # the network; not changed
-        sample,             # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
+        sample,             # an input, a tuple of inputs, or a dict by keywords, as `model` takes them; batch first
         granularity='auto', # what a feature is; 'auto': what a Linear layer, convolution or table reads
         columns:list=None   # of a table, as `table_columns` gives them; `None`: each column by itself
     ):
         kind,sizes = _parse(granularity)
-        self.graph = graph = Graph(model, sample)
-        given = ', '.join(type(x).__name__ for x in graph.traced.inputs)
-        if any(u is None for u in graph.inputs): raise ValueError(f'inputs can be pruned where all of them are tensors, and the network gets {given}: let the DataLoaders '
-            'deliver the tensors themselves, or a callback put them into `learn.xb`')
-        self.shapes,self.params = [tuple(u.shape) for u in graph.inputs],dict(model.named_parameters(remove_duplicate=False))
-        self.names,self.columns,self.elements,self.table = None,columns,[],is_table(model)
-        if self.table: units,number = self._of_table(kind, columns)
-        else: units,number = self._of_items(kind, sizes)
+        self.model,self.graph = model,Graph(model, sample)
+        graph,given = self.graph,', '.join(type(x).__name__ for x in self.graph.traced.inputs)
+        if any(u is None for u in graph.inputs): raise ValueError('inputs can be pruned where all of them are '
+            f'tensors, and the network gets {given}: let the DataLoaders deliver the tensors themselves, or a '
+            'callback put them into `learn.xb`')
+        self.shapes = [tuple(u.shape) for u in graph.inputs]
+        self.params = dict(model.named_parameters(remove_duplicate=False))
+        self.names,self.elements,self.table = None,[],is_table(model)
+        self.device = next((p.device for p in self.params.values()), None)
+        units,number = self._of_table(kind, columns) if self.table else self._of_items(kind, sizes)
         self.n = int(number.max())+1
         self.readers = {r.weight:r for r in graph.reads if torch.isin(r.cols, units).any()}
         at = torch.full((graph.n_units,), -1)
         at[units] = number
         apart = bool((at[units]==number).all()) # no unit is in two features
-        self._settle(model, units, apart, kind, granularity)
-        self.cols = {w:at[r.cols] for w,r in self.readers.items()}
+        self._choose_masks(units, apart, kind, granularity)
+        self.cols = {w:at[r.cols].to(self.device) for w,r in self.readers.items()}
 
-# %% ../../nbs/inputs/01_features.ipynb #3b1f60f5
-@patch
-def _of_items(self:InputFeatures, kind, sizes):
-    "Units of all elements, and the number of the feature of each."
-    start = 0
-    if kind in ('auto','feature'):
-        units = torch.cat([u.flatten() for u in self.graph.inputs])
-        number = units.unique(return_inverse=True)[1]
-        self.elements = [n.view(s) for n,s in zip(number.split([u.numel() for u in self.graph.inputs]), self.shapes)]
-        return units,number
-    for u,shape in zip(self.graph.inputs, self.shapes):
-        self.elements.append(_number(kind, sizes, shape, u)+start)
-        start = int(self.elements[-1].max())+1
-    return tuple(torch.cat([t.flatten() for t in ts]) for ts in (self.graph.inputs, self.elements))
+    def _of_items(self, kind, sizes):
+        "Units of all elements, and the number of the feature of each."
+        start,inputs = 0,self.graph.inputs
+        if kind in ('auto','feature'):
+            units = torch.cat([u.flatten() for u in inputs])
+            number = units.unique(return_inverse=True)[1]
+            self.elements = [n.view(s) for n,s in zip(number.split([u.numel() for u in inputs]), self.shapes)]
+            return units,number
+        for u,shape in zip(inputs, self.shapes):
+            self.elements.append(_number(kind, sizes, shape, u)+start)
+            start = int(self.elements[-1].max())+1
+        return tuple(torch.cat([t.flatten() for t in ts]) for ts in (inputs, self.elements))
 
-@patch
-def _of_table(self:InputFeatures, kind, columns):
-    "Units of all embeddings and continuous columns, and the number of the column of each."
-    if kind not in ('auto','column'): raise ValueError(f"granularity {kind!r}, but the model reads a table: its features are of granularity 'column'")
-    bound,(cats,conts) = self.graph.bound,self.graph.inputs
-    made = [bound.get((f'embeds.{i}.weight',1)) for i in range(len(cats))]
-    if columns is None: columns = [(None,[i],[]) for i in range(len(cats))] + [(None,[],[i]) for i in range(len(conts))]
-    else: self.names = [n for n,*_ in columns]
-    at = [torch.full((len(u),), -1) for u in (cats,conts)]
-    units,number = [],[]
-    for i,(_,ca,co) in enumerate(columns):
-        at[0][ca],at[1][co] = i,i
-        mine = torch.cat([made[j] for j in ca if made[j] is not None] + [conts[co]])
-        units.append(mine)
-        number.append(torch.full((len(mine),), i))
-    self.elements = at
-    return torch.cat(units),torch.cat(number)
+    def _of_table(self, kind, columns):
+        "Units of all embeddings and continuous columns, and the number of the column of each."
+        if kind not in ('auto','column'):
+            raise ValueError(f"granularity {kind!r}, but the model reads a table: its features are of granularity "
+                "'column'")
+        bound,(cats,conts) = self.graph.bound,self.graph.inputs
+        embedded = [bound.get((f'embeds.{i}.weight',1)) for i in range(len(cats))]
+        if columns is None:
+            columns = [(None,[i],[]) for i in range(len(cats))] + [(None,[],[i]) for i in range(len(conts))]
+        else: self.names = [n for n,*_ in columns]
+        at = [torch.full((len(u),), -1) for u in (cats,conts)]
+        units,number = [],[]
+        for i,(_,ca,co) in enumerate(columns):
+            at[0][ca],at[1][co] = i,i
+            units.append(torch.cat([embedded[j] for j in ca if embedded[j] is not None] + [conts[co]]))
+            number.append(torch.full((len(units[-1]),), i))
+        self.elements = at
+        return torch.cat(units),torch.cat(number)
 
-# %% ../../nbs/inputs/01_features.ipynb #6915ddfa
-@patch
-def _settle(self:InputFeatures, model, units, apart, kind, granularity):
-    "Is a feature cut off by weights, or masked?"
-    conv = [r.layer for r in self.readers.values() if self.params[r.weight].ndim>2]
-    grouped = [n for n in conv if getattr(model.get_submodule(n), 'groups', 1)>1]
-    blocked = [why for pins,why in self.graph.pins if torch.isin(pins, units).any()]
-    self.granularity = {'auto':'column' if self.table else 'channel' if conv else 'feature'}.get(kind, granularity)
-    self.masks = not apart or bool(blocked or grouped or not self.readers)
-    if kind=='feature' and conv: raise ValueError(f"granularity 'feature', but the input is read by a convolution ({conv[0]!r}): its features are of granularity 'channel'")
-    if not self.masks: return
-    if kind in _places and not self.table: # a mask needs nothing of the network
-        self.readers = {}
-        return
-    if grouped: raise ValueError(f'layer {grouped[0]!r} reads the input in groups, of which each has to keep the same channels: inputs cannot be pruned; '
-        'put a layer without groups in front of it')
-    if not apart: raise ValueError(f"granularity {kind!r}, but the input is read by {next(iter(self.readers.values())).layer!r}, which does not tell channels apart: take 'feature'")
-    raise ValueError('the inputs cannot be pruned: only those that a Linear layer or convolution reads can be, ' + (f'and one is {blocked[0]}' if blocked
-        else f'and none does in {type(model).__name__}') + "; images and sequences can be masked: take 'pixel', 'row', 'patch(4,4)' or 'window(25)'")
+    def _choose_masks(self, units, apart, kind, granularity):
+        "Is a feature cut off by weights, or masked?"
+        conv = [r.layer for r in self.readers.values() if self.params[r.weight].ndim>2]
+        grouped = [n for n in conv if getattr(self.model.get_submodule(n), 'groups', 1)>1]
+        blocked = [why for pins,why in self.graph.pins if torch.isin(pins, units).any()]
+        self.granularity = {'auto':'column' if self.table else 'channel' if conv else 'feature'}.get(kind, granularity)
+        self.masks = not apart or bool(blocked or grouped or not self.readers)
+        if kind=='feature' and conv: raise ValueError("granularity 'feature', but the input is read by a convolution "
+            f"({conv[0]!r}): its features are of granularity 'channel'")
+        if not self.masks: return
+        if kind in _places and not self.table: self.readers = {} # a mask needs nothing of the network
+        elif grouped: raise ValueError(f'layer {grouped[0]!r} reads the input in groups, of which each has to keep '
+            'the same channels: inputs cannot be pruned; put a layer without groups in front of it')
+        elif not apart: raise ValueError(f'granularity {kind!r}, but the input is read by '
+            f"{next(iter(self.readers.values())).layer!r}, which does not tell channels apart: take 'feature'")
+        else: raise ValueError('the inputs cannot be pruned: only those that a Linear layer or convolution reads can '
+            'be, '
+            + (f'and one is {blocked[0]}' if blocked else f'and none does in {type(self.model).__name__}')
+            + "; images and sequences can be masked: take 'pixel', 'row', 'patch(4,4)' or 'window(25)'")
 
-_places = 'pixel','row','column','patch','window'
+    def along_columns(self,
+        weight:str,   # name of a weight that reads the inputs
+        values:Tensor # a number for each of its columns
+    ) -> Tensor:
+        "The numbers in the shape in which they stand where the columns of the weight are."
+        return values.view([-1 if d==self.readers[weight].axes[1] else 1 for d in range(self.params[weight].ndim)])
 
-@patch
-def __repr__(self:InputFeatures):
-    how = 'masked, for the network cannot shrink by them' if self.masks else 'read by ' + ', '.join(repr(r.layer) for r in self.readers.values())
-    return f'{self.n} features of granularity {self.granularity!r}, {how}'
+    def columns_of(self,
+        weight:str,   # name of a weight that reads the inputs
+        values:Tensor # of its shape
+    ) -> Tensor: # a row for each column
+        "All numbers of each column of a weight."
+        return values.movedim(self.readers[weight].axes[1], 0).flatten(1)
+
+    def read(self
+    ) -> Tensor: # one truth value for each feature
+        "Which features does a nonzero weight read?"
+        read = torch.zeros(self.n, dtype=torch.bool, device=self.device)
+        for w,cols in self.cols.items():
+            live = self.columns_of(w, self.params[w].detach()!=0).any(1)
+            read[cols[live & (cols>=0)]] = True
+        return read
+
+    def apply_slicing(self,
+        cuts:dict,  # parameter -> its old shape and the indices that are kept, by dimension; `None` if it is gone
+        inputs=None # an `InputSelector`, if the inputs are cut, too
+    ) -> dict: # weight -> the indices of its columns that are kept; `None` if it is gone
+        "Follow a network that shrinks; features that are gone keep their numbers."
+        changed = {}
+        for w in [*self.cols]:
+            cut = cuts.get(self.params[w], ((),{}))
+            changed[w] = at = None if cut is None else cut[1].get(self.readers[w].axes[1], slice(None))
+            if at is None: del self.cols[w],self.readers[w]
+            elif isinstance(at, Tensor): self.cols[w] = self.cols[w][at.to(self.cols[w].device)]
+        if inputs is not None and not self.table: self.elements = [e if d is None else inputs._select(i, e[None])[0]
+            for i,(e,d) in enumerate(zip(self.elements, inputs.dims))]
+        return {w:at for w,at in changed.items() if not isinstance(at, slice)}
+
+    def __repr__(self):
+        readers = ', '.join(repr(r.layer) for r in self.readers.values())
+        how = 'masked, for the network cannot shrink by them' if self.masks else f'read by {readers}'
+        return f'{self.n} features of granularity {self.granularity!r}, {how}'
 
 # %% ../../nbs/inputs/01_features.ipynb #af6b2e4a
 class InputMask(nn.Module, ItemTransform):
@@ -154,15 +199,26 @@ class InputMask(nn.Module, ItemTransform):
 
     def forward(self, *xs): return detuplify(tuple(self._mask(i, x) for i,x in enumerate(xs)))
     def encodes(self, b): return (*tuplify(self.forward(*b[:self.n_inp])), *b[self.n_inp:])
-    def __call__(self, x, *xs, split_idx=None): return ItemTransform.__call__(self, x) if isinstance(x, tuple) else nn.Module.__call__(self, x, *xs)
+    def __call__(self, x, *xs, split_idx=None):
+        return ItemTransform.__call__(self, x) if isinstance(x, tuple) else nn.Module.__call__(self, x, *xs)
 
     def _mask(self, i, x):
         if i>=self.n_inp or not isinstance(x, Tensor) or not x.is_floating_point(): return x
         at = getattr(self, f'elements{i}')
-        if x.shape[1:]!=at.shape: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but the mask is of shape {tuple(at.shape)}: give all items one size')
+        if x.shape[1:]!=at.shape: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but the mask '
+            f'is of shape {tuple(at.shape)}: give all items one size')
         return x*(self.alive[at] | (at<0)).to(x.device, x.dtype)
 
-    def __repr__(self): return f'InputMask({int(self.alive.sum())} of {len(self.alive)} features of granularity {self.granularity!r} left)'
+    def same_as(self,
+        other # an `InputMask`
+    ) -> bool:
+        "Do both number the elements alike? Which features are dead does not matter."
+        def _elements(m): return [b for b in m.buffers() if b.dtype!=torch.bool]
+        return len(self.alive)==len(other.alive) and all(map(torch.equal, _elements(self), _elements(other)))
+
+    def __repr__(self):
+        left = f'{int(self.alive.sum())} of {len(self.alive)} features'
+        return f'InputMask({left} of granularity {self.granularity!r} left)'
 
 # %% ../../nbs/inputs/01_features.ipynb #a96eb74e
 def add_mask(
@@ -172,9 +228,11 @@ def add_mask(
     "Let all loaders mask their inputs; a `ValueError`, and none does, if one of them takes no transform."
     for dl in dls.loaders:
         for f in getattr(getattr(dl, 'after_batch', None), 'fs', []):
-            if isinstance(f, InputMask) and all(torch.equal(a, b) for a,b in zip(f.buffers(), mask.buffers()) if a.dtype!=torch.bool) and len(f.alive)==len(mask.alive): return f
+            if isinstance(f, InputMask) and f.same_as(mask): return f
     other = next((dl for dl in dls.loaders if not isinstance(getattr(dl, 'after_batch', None), Pipeline)), None)
-    if other is not None: raise ValueError(f'features of granularity {mask.granularity!r} are masked by a transform in the DataLoaders, but {type(other).__name__} takes none: '
-        "make them with fastai, or take granularity 'channel' or 'feature'")
+    if other is not None: raise ValueError(f'features of granularity {mask.granularity!r} are masked by a transform '
+        'in the '
+        f"DataLoaders, but {type(other).__name__} takes none: make them with fastai, or take granularity 'channel' or "
+        "'feature'")
     for dl in dls.loaders: dl.after_batch.add([mask])
     return mask

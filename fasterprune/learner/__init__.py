@@ -7,6 +7,7 @@ __all__ = ['select_dls', 'slice_state', 'check_state', 'batch_for', 'clone_learn
            'narrow_tables', 'CondenseCallback', 'FeaturePath', 'feature_path']
 
 # %% ../../nbs/learner/index.ipynb #5dc16d86
+import fasterprune.core # before fastai, whose import would warn
 from ..core.optimizer_state import check_state, slice_state
 from .learner import batch_for, clone_learner, select_dls
 from .tabular import KeptColumns, narrow_procs, narrow_tables

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from fastai.basics import L, Learner, delegates, no_random, patch, set_seed
+from fastai.basics import L, Learner, delegates, no_random, set_seed
 import fastai.callback.all # what it patches into `Learner`
 
 from ..core.files import replacing
@@ -29,20 +29,23 @@ from .learner import clone_learner
 @dataclass(repr=False)
 class FeaturePath:
     "Which features are kept, and how good the network is with them, for each number of inputs."
-    rows: list           # for each number of inputs a dict with features, metric masked and retrained, parameters, seconds
+    rows: list           # for each number of inputs its features, metric masked and retrained, parameters, seconds
     names: list          # of all features
     metric: str          # what was measured
     dense: dict|None     # the same for the network with all inputs
 
     def __len__(self): return len(self.rows)
-    def __repr__(self): return f'FeaturePath of {self.metric}: ' + ', '.join(f"{r['retrained']:.4g} with {r['inputs']}" for r in self.rows) + f' of {len(self.names)} inputs'
+    def __repr__(self):
+        steps = ', '.join(f"{r['retrained']:.4g} with {r['inputs']}" for r in self.rows)
+        return f'FeaturePath of {self.metric}: {steps} of {len(self.names)} inputs'
 
     def kept(self,
         k:int # a number of inputs
     ) -> list: # indices, in the order of the input
         "The features that are left when `k` are."
         row = next((r for r in self.rows if r['inputs']==k), None)
-        if row is None: raise ValueError(f"{k} inputs are not on the path: it has {', '.join(str(r['inputs']) for r in self.rows)}")
+        if row is None:
+            raise ValueError(f"{k} inputs are not on the path: it has {', '.join(str(r['inputs']) for r in self.rows)}")
         return row['features']
 
     def kept_names(self,
@@ -53,28 +56,28 @@ class FeaturePath:
 
     def to_frame(self) -> pd.DataFrame: # one row for each number of inputs
         "The metric of the masked network and of the retrained one, parameters, seconds, and the names of the features."
-        rows = [{'inputs':r['inputs'], f'{self.metric}_masked':r['masked'], f'{self.metric}_retrained':r['retrained'], 'parameters':r['parameters'],
-            'seconds':r['seconds'], 'features':[self.names[i] for i in r['features']]} for r in self.rows]
+        rows = [{'inputs':r['inputs'], f'{self.metric}_masked':r['masked'], f'{self.metric}_retrained':r['retrained'],
+            'parameters':r['parameters'], 'seconds':r['seconds'], 'features':[self.names[i] for i in r['features']]}
+            for r in self.rows]
         return pd.DataFrame(rows).set_index('inputs')
 
-# %% ../../nbs/learner/04_feature_path.ipynb #1a5326ca
-@patch
-def plot(self:FeaturePath,
-    ax=None # matplotlib axes to draw on; new ones if `None`
-): # the axes
-    "Plot the metric against the number of inputs; gray is the network with all of them."
-    ax = plt.subplots(figsize=(5.5,3.4), layout='constrained')[1] if ax is None else ax
-    ks = [r['inputs'] for r in self.rows]
-    if self.dense: ax.axhline(self.dense['retrained'], c='#969696', ls='--', lw=1, label=f'all {len(self.names)} inputs')
-    ax.plot(ks, [r['masked'] for r in self.rows], 'o-', c='#9ecae1', ms=4, label='masked')
-    ax.plot(ks, [r['retrained'] for r in self.rows], 'o-', c='#2171b5', ms=5, label='condensed and retrained')
-    if max(ks)>=8*min(ks): ax.set_xscale('log')
-    ax.minorticks_off()
-    ax.set_xticks(ks, [str(k) for k in ks])
-    ax.set(xlabel='inputs', ylabel=self.metric.replace('_', ' '))
-    ax.legend(frameon=False)
-    ax.spines[['top','right']].set_visible(False)
-    return ax
+    def plot(self,
+        ax=None # matplotlib axes to draw on; new ones if `None`
+    ): # the axes
+        "Plot the metric against the number of inputs; gray is the network with all of them."
+        ax = plt.subplots(figsize=(5.5,3.4), layout='constrained')[1] if ax is None else ax
+        ks = [r['inputs'] for r in self.rows]
+        if self.dense:
+            ax.axhline(self.dense['retrained'], c='#969696', ls='--', lw=1, label=f'all {len(self.names)} inputs')
+        ax.plot(ks, [r['masked'] for r in self.rows], 'o-', c='#9ecae1', ms=4, label='masked')
+        ax.plot(ks, [r['retrained'] for r in self.rows], 'o-', c='#2171b5', ms=5, label='condensed and retrained')
+        if max(ks)>=8*min(ks): ax.set_xscale('log')
+        ax.minorticks_off()
+        ax.set_xticks(ks, [str(k) for k in ks])
+        ax.set(xlabel='inputs', ylabel=self.metric.replace('_', ' '))
+        ax.legend(frameon=False)
+        ax.spines[['top','right']].set_visible(False)
+        return ax
 
 # %% ../../nbs/learner/04_feature_path.ipynb #f1fec81e
 def _check_numbers(ks, n):
@@ -113,7 +116,8 @@ class _Folder:
         except (OSError, ValueError, KeyError, TypeError): return
         for k in sorted(settings.keys() | self.settings.keys()):
             a,b = settings.get(k),self.settings.get(k)
-            if a!=b: raise ValueError(f'{str(self.path)!r} holds a path with {k}={_short(a)}, but this one has {k}={_short(b)}: take another folder, or the same settings')
+            if a!=b: raise ValueError(f'{str(self.path)!r} holds a path with {k}={_short(a)}, but this one has '
+                f'{k}={_short(b)}: take another folder, or the same settings')
         try: state = load_file(self._file(name, 'safetensors')) if model is not None else None
         except (OSError, SafetensorError): return
         if state is not None: model.load_state_dict(state)
@@ -122,8 +126,10 @@ class _Folder:
     def save(self, name, row, model=None):
         if not self.path: return
         if model is not None:
-            with replacing(self._file(name, 'safetensors')) as temp: save_file({k:v.contiguous() for k,v in state_of(model).items()}, temp)
-        with replacing(self._file(name, 'json')) as temp: temp.write_text(json.dumps(dict(settings=self.settings, row=row)), encoding='utf-8')
+            with replacing(self._file(name, 'safetensors')) as temp:
+                save_file({k:v.contiguous() for k,v in state_of(model).items()}, temp)
+        with replacing(self._file(name, 'json')) as temp:
+            temp.write_text(json.dumps(dict(settings=self.settings, row=row)), encoding='utf-8')
 
 def _short(o):
     text = repr(o)
@@ -145,8 +151,8 @@ def _fit(learn, seed, epochs, lr, cbs=None):
 def _draw_anew(model):
     for name,m in model.named_modules():
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        elif any(True for _ in m.parameters(recurse=False)): raise ValueError(f'{name!r} ({type(m).__name__}) has no `reset_parameters`: '
-            'it cannot be trained from scratch; leave `scratch` out')
+        elif any(True for _ in m.parameters(recurse=False)): raise ValueError(f'{name!r} ({type(m).__name__}) has no '
+            '`reset_parameters`: it cannot be trained from scratch; leave `scratch` out')
 
 def _retrain(learn, how, scratch):
     "Condense and retrain a masked network; the metric and the number of parameters."
@@ -160,15 +166,18 @@ def _retrain(learn, how, scratch):
 # %% ../../nbs/learner/04_feature_path.ipynb #e1003c97
 def _pruner(learn, kwargs):
     "What the inputs of a learner are."
-    pruner = InputPruner(learn.model, sample_of(learn), granularity=kwargs.get('granularity', 'auto'), columns=table_columns(learn.dls))
-    if pruner.masks: raise ValueError(f"granularity {pruner.granularity!r} masks inputs, which no condensed network can lose: take 'auto'")
+    pruner = InputPruner(learn.model, sample_of(learn), granularity=kwargs.get('granularity', 'auto'),
+        columns=table_columns(learn.dls))
+    if pruner.masks: raise ValueError(f"granularity {pruner.granularity!r} masks inputs, which no condensed network "
+        "can lose: take 'auto'")
     return pruner
 
 def _train_dense(folder, learn, how):
     "Train with all inputs."
     start = time.perf_counter()
     _fit(learn, **how)
-    row = dict(retrained=_measure(learn), parameters=sum(p.numel() for p in learn.model.parameters()), seconds=time.perf_counter()-start)
+    row = dict(retrained=_measure(learn), parameters=sum(p.numel() for p in learn.model.parameters()),
+        seconds=time.perf_counter()-start)
     folder.save('dense', row)
     return row
 
@@ -176,7 +185,8 @@ def _step(folder, learn, k, n, how, retrain, scratch, kwargs):
     "Prune to `k` inputs, condense, retrain."
     start,cb = time.perf_counter(),InputPruneCallback(1-k/n, **kwargs)
     _fit(learn, **how, cbs=cb)
-    row = dict(inputs=k, features=cb.kept.tolist(), masked=_measure(learn), **_retrain(learn, {**how, 'epochs':retrain}, scratch))
+    row = dict(inputs=k, features=cb.kept.tolist(), masked=_measure(learn),
+        **_retrain(learn, {**how, 'epochs':retrain}, scratch))
     row['seconds'] = time.perf_counter()-start
     folder.save(f'inputs_{k}', row, learn.model)
     return row
@@ -201,8 +211,10 @@ def feature_path(
         twin = clone_learner(learn)
         pruner,metric = _pruner(twin, kwargs),twin.metrics[0].name if twin.metrics else 'valid_loss'
         n,ks = pruner.n,_check_numbers(ks, pruner.n)
-        folder = _Folder(path, _about(dict(**how, ks=ks, retrain=retrain, scratch=scratch, metric=metric, pruning=kwargs,
-            batches=[len(dl) for dl in twin.dls.loaders], weights={k:v.shape for k,v in twin.model.state_dict().items()})))
+        folder = _Folder(path, _about(dict(**how, ks=ks, retrain=retrain, scratch=scratch, metric=metric,
+            pruning=kwargs,
+            batches=[len(dl) for dl in twin.dls.loaders],
+            weights={k:v.shape for k,v in twin.model.state_dict().items()})))
         whole = (folder.load('dense') or _train_dense(folder, clone_learner(learn), how)) if dense else None
         rows,going_on = [],True
         for k in ks:

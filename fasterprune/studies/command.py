@@ -6,7 +6,6 @@
 __all__ = ['studies', 'get_study', 'restrict', 'smoke', 'report_study', 'study']
 
 # %% ../../nbs/studies/08_command.ipynb #54e4a667
-import warnings
 from pathlib import Path
 
 from fastai.basics import store_true
@@ -19,8 +18,6 @@ from .one_cycle import study_one_cycle
 from .pretraining import study_pretraining
 from .study import Results, Study, run_study
 from .training import get_scale, scales, study_data
-
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # by an import of fastai's
 
 # %% ../../nbs/studies/08_command.ipynb #994ca787
 import os, sys, tempfile, matplotlib, torch
@@ -53,9 +50,11 @@ def restrict(
     cells = _with_data(study.cells(scale), wanted.get('data', '').split(','))
     for setting,values in wanted.items():
         if not values: continue
-        if setting not in cells[0]: raise ValueError(f'{study.name} has no setting {setting!r}: take one of {", ".join(cells[0])}')
+        if setting not in cells[0]:
+            raise ValueError(f'{study.name} has no setting {setting!r}: take one of {", ".join(cells[0])}')
         known = {str(c[setting]) for c in cells}
-        if lost := [v for v in values.split(',') if v not in known]: raise ValueError(f'{setting} {lost[0]!r} is not part of {study.name} at scale {scale}: take some of {", ".join(sorted(known))}')
+        if lost := [v for v in values.split(',') if v not in known]: raise ValueError(f'{setting} {lost[0]!r} is not '
+            f'part of {study.name} at scale {scale}: take some of {", ".join(sorted(known))}')
         cells = [c for c in cells if str(c[setting]) in values.split(',')]
     return replace(study, cells=lambda scale: cells)
 
@@ -74,17 +73,20 @@ def _few_images(scale):
 def smoke(
     study:Study,
     scale:str,
-    out           # folder of the results
+    out,          # folder of the results
+    bar:bool=True # show a progress bar?
 ) -> Results:
     "Do one run of each kind, in two epochs of three batches."
-    firsts = {tuple(c.get(k) for k in ('network','data','source','granularity','way','start')):c for c in reversed(study.cells(scale))}
+    firsts = {tuple(c.get(k) for k in ('network','data','source','granularity','way','start')):c
+        for c in reversed(study.cells(scale))}
     cells = [{**c, 'epochs':2} for c in firsts.values()]
-    with _few_images(scale): return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1)
+    with _few_images(scale): return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1, bar=bar)
 
 # %% ../../nbs/studies/08_command.ipynb #ac509668
 def _setting(text):
     "A setting and its values, as keyword arguments."
-    if text and '=' not in text: raise ValueError(f'{text!r} is to be a setting and its values, such as sparsity=0.8,0.9')
+    if text and '=' not in text:
+        raise ValueError(f'{text!r} is to be a setting and its values, such as sparsity=0.8,0.9')
     return dict([text.split('=', 1)]) if text else {}
 
 def _shard(text):
@@ -105,15 +107,17 @@ def report_study(
     if not len(df): raise ValueError(f'there are no runs of {study.name} at scale {scale} in {out}: run it first')
     done = {results.key(r) for r in results.rows()}
     missing = sum(results.key(s) not in done for s in study.settings(scale, df.seed.max()+1))
-    lead = f'{len(df)} of {len(df)+missing} runs, {df.seed.max()+1} seeds, at the scale of a {scale.upper()}; {df.seconds.sum()/3600:.1f} hours of computing.'
-    foot = ', '.join(f'{c} {"; ".join(sorted(set(map(str, df[c]))))}' for c in ('fasterprune','torch','fastai','python','machine'))
+    lead = (f'{len(df)} of {len(df)+missing} runs, {df.seed.max()+1} seeds, at the scale of a {scale.upper()}; '
+        f'{df.seconds.sum()/3600:.1f} hours of computing.')
+    foot = ', '.join(f'{c} {"; ".join(sorted(set(map(str, df[c]))))}'
+        for c in ('fasterprune','torch','fastai','python','machine'))
     return write_page(Path(out)/f'{study.name}.html', f'fasterprune: {study.doc}', lead, study.report(df), foot)
 
 # %% ../../nbs/studies/08_command.ipynb #9c999577
 def _smoke(s, scale):
     with tempfile.TemporaryDirectory() as out:
         os.environ['FASTERPRUNE_MODELS'] = out
-        df = smoke(s, scale, out).to_frame()
+        df = smoke(s, scale, out, bar=sys.stdout.isatty()).to_frame()
     print(df[[c for c in df if c!='kept' and (df[c].nunique()>1 or c in s.measured)]].to_string(index=False))
 
 # %% ../../nbs/studies/08_command.ipynb #524e70a8
@@ -143,7 +147,9 @@ def study(
         for d in sorted({c['data'] for c in s.cells(scale)}): get_images(d) # says before anything runs what is missing
         s.check(s.cells(scale))
         if smoke: return _smoke(s, scale)
-        runs = run_study(s, out, scale, seeds, part, jobs or (1 if scale=='gpu' else os.cpu_count()))
+        jobs = jobs or (1 if scale=='gpu' else os.cpu_count())
+        runs = run_study(s, out, scale, seeds, part, jobs, bar=sys.stdout.isatty()) # a log has whole lines only
     except ValueError as e: sys.exit(f'fasterprune-study: {e}')
-    except KeyboardInterrupt: sys.exit(f'\nfasterprune-study: stopped; the same command goes on. What is finished is in {out}')
+    except KeyboardInterrupt:
+        sys.exit(f'\nfasterprune-study: stopped; the same command goes on. What is finished is in {out}')
     print(f'{len(runs.rows())} runs are in {runs.path if part[1]==1 else out}; --report makes tables and plots of them')

@@ -9,15 +9,16 @@ __all__ = ['datasets', 'Images', 'digits', 'mnist', 'cifar10', 'caltech101', 'ci
 import io, os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import get_image_files
-from fastai.basics import ItemTransform, fastai_cfg, patch, tensor
+from fastai.basics import ItemTransform, fastai_cfg, tensor
 from torch.nn import functional as F
 
-from ..core.files import _from_folder, data_file
+from ..core.files import data_file
 
 # %% ../../nbs/studies/01_datasets.ipynb #a5b898a2
 @dataclass
@@ -29,6 +30,38 @@ class Images:
     n_classes: int = 10
     @property
     def shape(self): return tuple(self.train[0].shape[1:])
+
+    def part(self,
+        n_train:int=None, # so many images to train on, `None`: all
+        n_valid:int=None, # so many held out, `None`: all
+        side:int=None,    # height and width that they are averaged to, a divisor of what they have; `None`: as they are
+        classes=None      # numbers of the classes to take, which become 0, 1, ...; `None`: all
+    ):
+        "The first images of both parts, which `ValueError` tells to be too few, made smaller."
+        def _take(what, x, y, n):
+            if classes is not None:
+                new = torch.full((self.n_classes,), -1)
+                new[list(classes)] = torch.arange(len(classes))
+                x,y = x[new[y]>=0],new[y][new[y]>=0]
+            if n is not None and n>len(y):
+                raise ValueError(f'{n} images of {self.name} {what} are wanted, and there are {len(y)}')
+            x,y = x[:n],y[:n]
+            if side is None or side==x.shape[-1]: return x,y
+            if x.shape[-1]%side or x.shape[-2]!=x.shape[-1]: raise ValueError(f'images of {tuple(x.shape[-2:])} pixels '
+                f'cannot be averaged to {side} a side: take a divisor')
+            return F.avg_pool2d(x, x.shape[-1]//side),y
+        return Images(self.name, _take('to train on', *self.train, n_train), _take('held out', *self.valid, n_valid),
+            self.n_classes if classes is None else len(classes))
+
+    def ready(self,
+        device='cpu' # where the tensors are to be
+    ):
+        """The images less their mean, over their standard deviation, by color, on a device, where batches are then
+        taken without copying."""
+        x = self.train[0]
+        mean,std = x.mean((0,2,3), keepdim=True),x.std((0,2,3), keepdim=True)
+        def _to(x, y): return ((x-mean)/std).to(device),y.to(device)
+        return Images(self.name, _to(*self.train), _to(*self.valid), self.n_classes)
 
 def digits(
     seed:int=0 # of the split
@@ -42,20 +75,27 @@ def digits(
     return Images('digits', _tensors(x, y), _tensors(xv, yv))
 
 # %% ../../nbs/studies/01_datasets.ipynb #b21e29e3
+def _from_folder(folder):
+    "Images and classes from files such as 7/123.png."
+    files = sorted(Path(folder).glob('[0-9]/*.png'))
+    images = np.stack([np.asarray(Image.open(f).convert('L')) for f in files])
+    return images,np.array([int(f.parent.name) for f in files])
+
 def mnist() -> Images:
     "MNIST, from `FASTERPRUNE_DATA` or downloaded; a `ValueError` says how to get it."
     if path := data_file('mnist.npz'):
         with np.load(path, allow_pickle=False) as d: parts = [(d[f'x_{s}'],d[f'y_{s}']) for s in ('train','test')]
     else:
         try: folder = untar_data(URLs.MNIST)
-        except Exception as e: raise ValueError('MNIST is not there: connect to the network, or set FASTERPRUNE_DATA to a folder with mnist.npz '
-            f'(arrays x_train, y_train, x_test, y_test); it is {os.environ.get("FASTERPRUNE_DATA")!r}. {type(e).__name__}: {e}') from e
+        except Exception as e: raise ValueError('MNIST is not there: connect to the network, or set FASTERPRUNE_DATA '
+            f'to a folder with mnist.npz (arrays x_train, y_train, x_test, y_test); it is '
+            f'{os.environ.get("FASTERPRUNE_DATA")!r}. {type(e).__name__}: {e}') from e
         parts = [_from_folder(folder/s) for s in ('training','testing')]
     return Images('mnist', *[(torch.from_numpy(x)[:,None].float()/255, torch.from_numpy(y).long()) for x,y in parts])
 
 # %% ../../nbs/studies/01_datasets.ipynb #70eac9ca
 def _from_jpegs(path):
-    "Images and classes, to train on and held out, and the number of classes, from a file with JPEG streams that share a header."
+    "Images and classes, to train on and held out, and the number of classes, from JPEG streams that share a header."
     def _decode(d, split):
         head,scans = d['jpeg_header'].tobytes(),d[f'{split}_scan'].tobytes()
         ends = np.cumsum(d[f'{split}_len'], dtype=np.int64)
@@ -78,14 +118,16 @@ def _hold_out(x, y, share=.2, seed=0):
     return (x[a],y[a]),(x[b],y[b])
 
 def _to_images(name, train, valid, n_classes):
-    def _tensors(x, y): return torch.from_numpy(x).permute(0, 3, 1, 2).float().div_(255),torch.from_numpy(y.astype(np.int64))
+    def _tensors(x, y):
+        return torch.from_numpy(x).permute(0, 3, 1, 2).float().div_(255),torch.from_numpy(y.astype(np.int64))
     return Images(name, _tensors(*train), _tensors(*valid), n_classes)
 
 def _download(name, get, file=None):
     "What `get` gives; a `ValueError` that says how else to get it."
     try: return get()
     except Exception as e:
-        other = f', or set FASTERPRUNE_DATA to a folder with {file}; it is {os.environ.get("FASTERPRUNE_DATA")!r}' if file else ''
+        folder = os.environ.get('FASTERPRUNE_DATA')
+        other = f', or set FASTERPRUNE_DATA to a folder with {file}; it is {folder!r}' if file else ''
         raise ValueError(f'{name} is not there: connect to the network{other}. {type(e).__name__}: {e}') from e
 
 # %% ../../nbs/studies/01_datasets.ipynb #aa91f7a0
@@ -99,7 +141,8 @@ def cifar10() -> Images:
 def caltech101() -> Images:
     "Caltech-101 at 64x64 pixels, from `FASTERPRUNE_DATA` or downloaded; a `ValueError` says how to get it."
     if path := data_file('caltech101_64px_jpeg.npz'): return _to_images('caltech101', *_from_jpegs(path))
-    x,y,classes = _from_class_folders(_download('Caltech-101', partial(untar_data, URLs.CALTECH_101), 'caltech101_64px_jpeg.npz'), 64)
+    x,y,classes = _from_class_folders(_download('Caltech-101', partial(untar_data, URLs.CALTECH_101),
+        'caltech101_64px_jpeg.npz'), 64)
     return _to_images('caltech101', *_hold_out(x, y), len(classes))
 
 def cifar100() -> Images:
@@ -114,37 +157,6 @@ def svhn() -> Images:
         d = SVHN(fastai_cfg().path('data')/'svhn', split, download=True)
         return d.data.transpose(0, 2, 3, 1),d.labels
     return _to_images('svhn', *[_download('SVHN', partial(_get, s)) for s in ('train','test')], 10)
-
-# %% ../../nbs/studies/01_datasets.ipynb #94b31238
-@patch
-def part(self:Images,
-    n_train:int=None, # so many images to train on, `None`: all
-    n_valid:int=None, # so many held out, `None`: all
-    side:int=None,    # height and width that they are averaged to, a divisor of what they have; `None`: as they are
-    classes=None      # numbers of the classes to take, which become 0, 1, ...; `None`: all
-) -> Images:
-    "The first images of both parts, which `ValueError` tells to be too few, made smaller."
-    def _take(what, x, y, n):
-        if classes is not None:
-            new = torch.full((self.n_classes,), -1)
-            new[list(classes)] = torch.arange(len(classes))
-            x,y = x[new[y]>=0],new[y][new[y]>=0]
-        if n is not None and n>len(y): raise ValueError(f'{n} images of {self.name} {what} are wanted, and there are {len(y)}')
-        x,y = x[:n],y[:n]
-        if side is None or side==x.shape[-1]: return x,y
-        if x.shape[-1]%side or x.shape[-2]!=x.shape[-1]: raise ValueError(f'images of {tuple(x.shape[-2:])} pixels cannot be averaged to {side} a side: take a divisor')
-        return F.avg_pool2d(x, x.shape[-1]//side),y
-    return Images(self.name, _take('to train on', *self.train, n_train), _take('held out', *self.valid, n_valid), self.n_classes if classes is None else len(classes))
-
-@patch
-def ready(self:Images,
-    device='cpu' # where the tensors are to be
-) -> Images:
-    "The images less their mean, over their standard deviation, by color, on a device, where batches are then taken without copying."
-    x = self.train[0]
-    mean,std = x.mean((0,2,3), keepdim=True),x.std((0,2,3), keepdim=True)
-    def _to(x, y): return ((x-mean)/std).to(device),y.to(device)
-    return Images(self.name, _to(*self.train), _to(*self.valid), self.n_classes)
 
 # %% ../../nbs/studies/01_datasets.ipynb #da86a4ed
 class Jitter(ItemTransform):
@@ -162,7 +174,8 @@ class Jitter(ItemTransform):
         return moved.permute(0, 3, 1, 2).contiguous(),*ys
 
 # %% ../../nbs/studies/01_datasets.ipynb #6e72a064
-_ranks = dict(education=dict(none=-1.5, school=-.7, college=0, bachelor=.8, master=1.5, doctor=2.2), contract=dict(fixed=-.6, open=.1, own=.5),
+_ranks = dict(education=dict(none=-1.5, school=-.7, college=0, bachelor=.8, master=1.5, doctor=2.2),
+    contract=dict(fixed=-.6, open=.1, own=.5),
     occupation=dict(farm=-1.2, craft=-.4, sales=0, office=-.1, care=-.8, tech=1, law=1.1, lead=1.6))
 
 def census(
@@ -172,12 +185,16 @@ def census(
     "A table that is made up: numbers, categories, missing values, and columns that tell nothing."
     g = np.random.default_rng(seed)
     def _pick(names, shares=None): return g.choice(names.split(), n, p=shares)
-    df = pd.DataFrame(dict(age=g.integers(18, 70, n).astype(float), hours=g.normal(38, 9, n).clip(5, 80).round(), tenure=g.gamma(2, 4, n).clip(0, 40).round(1),
+    df = pd.DataFrame(dict(age=g.integers(18, 70, n).astype(float), hours=g.normal(38, 9, n).clip(5, 80).round(),
+        tenure=g.gamma(2, 4, n).clip(0, 40).round(1),
         commute=g.gamma(2, 9, n).round(1), height=g.normal(171, 9, n).round(1), serial=g.uniform(0, 1e6, n).round(),
-        education=_pick(' '.join(_ranks['education']), [.08,.33,.24,.2,.12,.03]), occupation=_pick(' '.join(_ranks['occupation'])),
-        contract=_pick('fixed open own', [.25,.6,.15]), sector=_pick('private state charity', [.7,.22,.08]), region=_pick('north east south west centre'),
+        education=_pick(' '.join(_ranks['education']), [.08,.33,.24,.2,.12,.03]),
+        occupation=_pick(' '.join(_ranks['occupation'])),
+        contract=_pick('fixed open own', [.25,.6,.15]), sector=_pick('private state charity', [.7,.22,.08]),
+        region=_pick('north east south west centre'),
         weekday=_pick('mon tue wed thu fri sat sun'), form=_pick('a b c d'), color=_pick('red green blue gray')))
-    score = sum(df[k].map(r) for k,r in _ranks.items()) + .07*(df.hours-38) + .05*(23-(df.age-48).abs().clip(upper=30)) + .05*df.tenure
+    score = sum(df[k].map(r) for k,
+        r in _ranks.items()) + .07*(df.hours-38) + .05*(23-(df.age-48).abs().clip(upper=30)) + .05*df.tenure
     df['income'] = np.where(score+g.logistic(0, .45, n) > score.quantile(.7), 'high', 'low')
     for name,share in (('tenure',.1), ('commute',.05)): df.loc[g.random(n)<share,name] = np.nan
     return df

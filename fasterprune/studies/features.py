@@ -29,7 +29,8 @@ epochs,more = 10,5 # of training and pruning, and of retraining
 n_train = dict(mlp=3000, vgg_small=1500, resnet8=1500) # images, on a CPU; a perceptron sees them at full resolution
 
 def _cells(scale):
-    def _cell(network, data, way, units=0., inputs=0.): return dict(network=network, data=data, way=way, units=units, inputs=inputs)
+    def _cell(network, data, way, units=0., inputs=0.):
+        return dict(network=network, data=data, way=way, units=units, inputs=inputs)
     for n,d in grids[scale]:
         shares = (.5,.75,.9) if n=='mlp' else (.25,.5,.75)
         yield _cell(n, d, 'dense')
@@ -39,9 +40,11 @@ def _cells(scale):
             for s in shares: yield _cell(n, d, 'induced', s, s)
 
 def _callbacks(s):
-    inputs = [InputPruneCallback(s['inputs'], granularity='auto' if s['network']=='mlp' else 'pixel', warmup=0.)] if s['way'] in ('inputs','both') else []
+    inputs = [InputPruneCallback(s['inputs'], granularity='auto' if s['network']=='mlp' else 'pixel',
+        warmup=0.)] if s['way'] in ('inputs','both') else []
     if s['way']=='induced': return [SparsifyCallback(s['units'], 'feature', 'local')]
-    return [SparsifyCallback(s['units'], 'neuron' if s['network']=='mlp' else 'filter', 'local')]*(s['units']>0) + inputs
+    return [SparsifyCallback(s['units'], 'neuron' if s['network']=='mlp' else 'filter',
+        'local')]*(s['units']>0) + inputs
 
 def as_text(
     alive # which inputs are alive, bool
@@ -59,20 +62,25 @@ def from_text(
 # %% ../../nbs/studies/06_features.ipynb #5e4ba775
 def _images(s):
     if s['scale']!='cpu' or 'epochs' in s: return study_data(s['data'], s['scale'])
-    return study_data(s['data'], 'cpu', n_train=n_train[s['network']], side=whole_data(s['data']).shape[-1] if s['network']=='mlp' else None)
+    return study_data(s['data'], 'cpu', n_train=n_train[s['network']], side=whole_data(s['data']).shape[-1]
+        if s['network']=='mlp' else None)
 
 def _run(s):
     data = _images(s)
     set_seed(s['seed'])
     cbs = _callbacks(s)
-    learn = train(make_network(s['network'], data.shape, data.n_classes), data, s.get('epochs', epochs), s['scale'], s['seed'], cbs, moves=s['network']!='mlp')
+    learn = train(make_network(s['network'], data.shape, data.n_classes), data, s.get('epochs', epochs), s['scale'],
+        s['seed'], cbs, moves=s['network']!='mlp')
     small = learn.condense()
-    alive = _alive(next((cb for cb in cbs if isinstance(cb, InputPruneCallback)), None), small.condensed.inputs, data.shape)
+    alive = _alive(next((cb for cb in cbs if isinstance(cb, InputPruneCallback)), None), small.condensed.inputs,
+        data.shape)
     with learn.no_bar(): pruned = learn.validate()[1]
     x = small.dls.valid.one_batch()[0][:2]
-    found = dict(accuracy=pruned, n_inputs=len(alive), left=int(alive.sum()), parameters=n_params(small.model), macs=n_macs(small.model, x), kept=as_text(alive))
+    found = dict(accuracy=pruned, n_inputs=len(alive), left=int(alive.sum()), parameters=n_params(small.model),
+        macs=n_macs(small.model, x), kept=as_text(alive))
     set_seed(s['seed']+1000)
-    with small.no_bar(), small.no_logging(): small.fit_one_cycle(s.get('epochs', more), get_scale(s['scale']).lr/3, cbs=NoValidation())
+    with small.no_bar(), small.no_logging():
+        small.fit_one_cycle(s.get('epochs', more), get_scale(s['scale']).lr/3, cbs=NoValidation())
     with small.no_bar(): return dict(retrained=small.validate()[1], **found)
 
 def _alive(pruned, select, shape):
@@ -80,7 +88,8 @@ def _alive(pruned, select, shape):
     n = math.prod(shape)
     masked = pruned is not None and pruned.sparsifier.masks
     alive = np.zeros(pruned.sparsifier.n if masked else n, bool)
-    alive[np.asarray(pruned.kept) if masked else select(torch.arange(float(n)).view(1, *shape)).flatten().long().numpy()] = True
+    alive[np.asarray(pruned.kept) if masked else select(torch.arange(float(n)).view(1,
+        *shape)).flatten().long().numpy()] = True
     return alive
 
 # %% ../../nbs/studies/06_features.ipynb #7c0f866d
@@ -89,15 +98,18 @@ ways = ['dense','network','inputs','both','induced']
 def gains(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings, a row for each network and way
-    "Accuracy before and after retraining, mean and standard deviation in percent, and what is left; the difference from the dense network is paired by seed."
+    """Accuracy before and after retraining, mean and standard deviation in percent, and what is left; the difference
+    from the dense network is paired by seed."""
     df = df.assign(way=pd.Categorical(df.way, ways))
     dense = df[df.way=='dense'].set_index(['network','data','seed']).retrained
     rows = []
     for (n,d,w,i),part in df.groupby(['network','data','way','inputs'], observed=True, sort=True):
         diff = [r.retrained-dense.get((n, d, r.seed), np.nan) for r in part.itertuples()]
         def _percent(o): return f'{100*np.mean(o):.1f} ({100*np.std(o, ddof=1) if len(o)>1 else 0:.1f})'
-        rows.append({'network':n, 'data':d, 'way':w, 'inputs':f'{part.left.mean():.0f} of {part.n_inputs.iloc[0]:.0f}', 'parameters':f'{part.parameters.mean():,.0f}', 'MACs':f'{part.macs.mean():,.0f}',
-            'accuracy':_percent(part.accuracy), 'retrained':_percent(part.retrained), 'from dense':f'{100*np.mean(diff):+.1f} ({100*np.std(diff, ddof=1) if len(diff)>1 else 0:.1f})'})
+        rows.append({'network':n, 'data':d, 'way':w, 'inputs':f'{part.left.mean():.0f} of {part.n_inputs.iloc[0]:.0f}',
+            'parameters':f'{part.parameters.mean():,.0f}', 'MACs':f'{part.macs.mean():,.0f}',
+            'accuracy':_percent(part.accuracy), 'retrained':_percent(part.retrained),
+            'from dense':f'{100*np.mean(diff):+.1f} ({100*np.std(diff, ddof=1) if len(diff)>1 else 0:.1f})'})
     return pd.DataFrame(rows)
 
 def plot_gains(df):
@@ -123,7 +135,8 @@ def plot_gains(df):
 
 # %% ../../nbs/studies/06_features.ipynb #f46e7596
 def plot_kept(df, n=3):
-    "Which pixels are left at the largest share of pruned inputs, for the first seeds, by way; darker where more of their colors are."
+    """Which pixels are left at the largest share of pruned inputs, for the first seeds, by way; darker where more of
+    their colors are."""
     df = df[df.way.isin(['inputs','both','induced'])]
     top = df[df.inputs==df.groupby(['network','data','way']).inputs.transform('max')]
     groups = list(top.groupby(['network','data','way']))
@@ -139,8 +152,10 @@ def plot_kept(df, n=3):
 
 def _report(df):
     has_kept = (df.inputs>0).any()
-    return [('Accuracy and inputs', picture(plot_gains(df), 'Accuracy against the share of inputs left') + html_table(gains(df).set_index('network'))),
+    return [('Accuracy and inputs', picture(plot_gains(df), 'Accuracy against the share of inputs left')
+        + html_table(gains(df).set_index('network'))),
         *([('Which inputs are left', picture(plot_kept(df), 'Maps of the kept pixels'))] if has_kept else [])]
 
-study_features = Study('induced_features', 'Pruning of inputs beside that of the network', lambda scale: list(_cells(scale)), _run,
+study_features = Study('induced_features', 'Pruning of inputs beside that of the network',
+    lambda scale: list(_cells(scale)), _run,
     ('accuracy','retrained','n_inputs','left','parameters','macs','kept'), _report)

@@ -20,7 +20,8 @@ def conv_norm(
     act:bool=True # is there a ReLU?
 ) -> nn.Sequential:
     "A convolution without bias, BatchNorm, and perhaps a ReLU."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False), nn.BatchNorm2d(n_out), *[nn.ReLU(inplace=True)]*act)
+    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False), nn.BatchNorm2d(n_out),
+        *[nn.ReLU(inplace=True)]*act)
 
 def vgg(
     shape,       # of an image: colors, height, width
@@ -69,7 +70,8 @@ def mobilenet(
     from torchvision.models import MobileNetV2
     net = MobileNetV2(n_out, width, settings)
     if shape[-1]<=64: net.features[0][0].stride = (1,1)
-    if shape[0]!=3: net.features[0][0] = nn.Conv2d(shape[0], net.features[0][0].out_channels, 3, net.features[0][0].stride, 1, bias=False)
+    if shape[0]!=3: net.features[0][0] = nn.Conv2d(shape[0], net.features[0][0].out_channels, 3,
+        net.features[0][0].stride, 1, bias=False)
     if last!=1280:
         net.features[-1] = conv_norm(net.features[-1][0].in_channels, last, 1)
         net.classifier[1] = nn.Linear(last, n_out)
@@ -82,7 +84,8 @@ def perceptron(
 ) -> nn.Sequential:
     "A multilayer perceptron with ReLU."
     sizes = [math.prod(shape), *hidden]
-    return nn.Sequential(nn.Flatten(), *[l for a,b in zip(sizes, sizes[1:]) for l in (nn.Linear(a, b), nn.ReLU())], nn.Linear(sizes[-1], n_out))
+    return nn.Sequential(nn.Flatten(), *[l for a,b in zip(sizes, sizes[1:]) for l in (nn.Linear(a, b), nn.ReLU())],
+        nn.Linear(sizes[-1], n_out))
 
 networks = dict(
     mlp=perceptron,

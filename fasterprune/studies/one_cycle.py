@@ -35,33 +35,40 @@ def schedule_by_name(
     return one_cycle(alpha=int(given.get('a', 14)), beta=int(given['b'])) if given else schedules[first]
 
 compared = ('one_shot','iterative','agp',schedule_name(14, 5),schedule_name(14, 6),'cosine','linear')
-grids = dict(cpu=[('vgg_small','mnist'),('resnet8','cifar10')], gpu=[(n, d) for n in ('vgg16_bn','resnet18') for d in ('cifar10','caltech101')])
+grids = dict(cpu=[('vgg_small','mnist'),('resnet8','cifar10')],
+    gpu=[(n, d) for n in ('vgg16_bn','resnet18') for d in ('cifar10','caltech101')])
 constants = [(a, b) for a in (13,14,15) for b in (3,4,5,6,7)]
 ended = {s:f'{s} end=0.6' for s in ('iterative','agp','cosine','linear')} # the same, but over when one-cycle is
 
 def _cells(scale):
     def _cell(network, data, epochs, granularity='', sparsity=0., schedule='dense'):
-        return dict(network=network, data=data, epochs=epochs, granularity=granularity, sparsity=sparsity, schedule=schedule)
+        return dict(network=network, data=data, epochs=epochs, granularity=granularity, sparsity=sparsity,
+            schedule=schedule)
     grid = grids[scale]
     dense = [_cell(n, d, e) for n,d in grid for e in (5,10,25)]
-    pruned = [_cell(n, d, e, g, s, c) for n,d in grid for e in (5,10,25) for g in ('weight','filter') for s in (.8,.9,.95) for c in compared]
+    pruned = [_cell(n, d, e, g, s, c) for n,d in grid for e in (5,10,25) for g in ('weight','filter')
+        for s in (.8,.9,.95) for c in compared]
     n,d = grid[-1]
-    by_constants = [_cell(n, d, 10, 'weight', .95, schedule_name(a, b)) for a,b in constants if schedule_name(a, b) not in compared]
+    by_constants = [_cell(n, d, 10, 'weight', .95, schedule_name(a, b)) for a,b in constants
+        if schedule_name(a, b) not in compared]
     return dense + pruned + by_constants + [_cell(n, d, 10, 'weight', .95, s) for n,d in grid for s in ended.values()]
 
 def _run(s):
     data = study_data(s['data'], s['scale'])
     set_seed(s['seed'])
     model = make_network(s['network'], data.shape, data.n_classes)
-    cbs = [] if s['schedule']=='dense' else [SparsifyCallback(s['sparsity'], s['granularity'], 'local', schedule=schedule_by_name(s['schedule']), layers=nn.Conv2d)]
+    cbs = [] if s['schedule']=='dense' else [SparsifyCallback(s['sparsity'], s['granularity'], 'local',
+        schedule=schedule_by_name(s['schedule']), layers=nn.Conv2d)]
     train(model, data, s['epochs'], s['scale'], s['seed'], cbs)
-    return dict(accuracy=accuracy_of(model, data), reached=cbs[0].sparsifier.reached if cbs else 0., **sizes(model, data, condense=s['granularity']=='filter'))
+    return dict(accuracy=accuracy_of(model, data), reached=cbs[0].sparsifier.reached if cbs else 0.,
+        **sizes(model, data, condense=s['granularity']=='filter'))
 
 # %% ../../nbs/studies/05_one_cycle.ipynb #f53a9a31
 cell = ['network','data','epochs','granularity','sparsity']
 
 def _by_cell(df): # accuracy of the schedules that all cells have, a row for each cell and seed
-    return df[df.schedule.isin(compared)].pivot_table(index=[*cell,'seed'], columns='schedule', values='accuracy').reindex(columns=list(compared)).dropna()
+    return df[df.schedule.isin(compared)].pivot_table(index=[*cell,'seed'], columns='schedule',
+        values='accuracy').reindex(columns=list(compared)).dropna()
 
 def mean_ranks(
     df:pd.DataFrame, # runs
@@ -72,20 +79,23 @@ def mean_ranks(
     ranks = _by_cell(df).groupby(cell).mean().rank(axis=1, ascending=False)
     picks = np.random.default_rng(seed).integers(0, len(ranks), (n, len(ranks)))
     low,high = np.percentile(ranks.values[picks].mean(1), [2.5,97.5], axis=0)
-    return pd.DataFrame(dict(mean_rank=ranks.mean(), low=low, high=high, first=(ranks==1).mean())).sort_values('mean_rank')
+    return pd.DataFrame(dict(mean_rank=ranks.mean(), low=low, high=high,
+        first=(ranks==1).mean())).sort_values('mean_rank')
 
 def against(
     df:pd.DataFrame,               # runs
     schedule:str=compared[3],      # the one that is judged
 ) -> pd.DataFrame: # a row for each of the others, and the best other of each cell
-    "Difference of accuracy from the other schedules, paired by cell and seed; `p` is that of a Wilcoxon test over the cells' means."
+    """Difference of accuracy from the other schedules, paired by cell and seed; `p` is that of a Wilcoxon test over the
+    cells' means."""
     runs = _by_cell(df)
     others = runs.drop(columns=schedule)
     best = others.groupby(cell).mean().idxmax(axis=1)
     others['the best other of each cell'] = [others.loc[i,best[i[:-1]]] for i in runs.index]
     def _row(o):
         d = (runs[schedule]-others[o]).groupby(cell).mean()
-        return dict(difference=d.mean(), low=d.mean()-1.96*d.sem(), high=d.mean()+1.96*d.sem(), cells_won=(d>0).mean(), p=stats.wilcoxon(d).pvalue if (d!=0).any() else 1.)
+        return dict(difference=d.mean(), low=d.mean()-1.96*d.sem(), high=d.mean()+1.96*d.sem(), cells_won=(d>0).mean(),
+            p=stats.wilcoxon(d).pvalue if (d!=0).any() else 1.)
     return pd.DataFrame({o:_row(o) for o in others}).T
 
 # %% ../../nbs/studies/05_one_cycle.ipynb #6d4ff29e
@@ -94,7 +104,8 @@ def ranks_table(
 ) -> pd.DataFrame: # of strings
     "What `mean_ranks` gives, to be read."
     r = mean_ranks(df)
-    return r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank', first='best in')).rename_axis('schedule')
+    return r.assign(first=[f'{f:.0%}' for f in r['first']]).round(2).rename(columns=dict(mean_rank='mean rank',
+        first='best in')).rename_axis('schedule')
 
 def pairs_table(
     df:pd.DataFrame, # runs
@@ -102,8 +113,10 @@ def pairs_table(
 ) -> pd.DataFrame: # of strings
     "What `against` gives, to be read."
     a = against(df, schedule)
-    return pd.DataFrame({'difference in points':[f'{100*d:+.2f} ({100*l:+.2f} to {100*h:+.2f})' for d,l,h in zip(a.difference, a.low, a.high)],
-        'cells won':[f'{w:.0%}' for w in a.cells_won], 'p':[f'{p:.2g}' for p in a.p]}, index=a.index).rename_axis(f'{schedule} against')
+    return pd.DataFrame({'difference in points':[f'{100*d:+.2f} ({100*l:+.2f} to {100*h:+.2f})' for d,l,
+        h in zip(a.difference, a.low, a.high)],
+        'cells won':[f'{w:.0%}' for w in a.cells_won], 'p':[f'{p:.2g}' for p in a.p]},
+        index=a.index).rename_axis(f'{schedule} against')
 
 def table_of(
     df:pd.DataFrame # runs
@@ -120,12 +133,14 @@ def table_of(
 def ended_table(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings
-    "Accuracy in percent, mean and standard deviation, of schedules that are over at the end of the training and of the same ones that are over earlier."
+    """Accuracy in percent, mean and standard deviation, of schedules that are over at the end of the training and of
+    the same ones that are over earlier."""
     runs = df[df.schedule.isin(ended.values())]
     cells = pd.Index(runs[cell].itertuples(index=False, name=None)).unique()
     def _of(name, i): return 100*df[(df.schedule==name) & (df[cell]==list(i)).all(axis=1)].accuracy
     def _text(a): return f'{a.mean():.1f} ({a.std() if len(a)>1 else 0:.1f})' if len(a) else ''
-    rows = [{'network':i[0], 'data':i[1], 'schedule':s, 'over at the end':_text(_of(s, i)), 'over at .6':_text(_of(ended.get(s, ''), i))} for i in cells for s in (*ended,compared[3])]
+    rows = [{'network':i[0], 'data':i[1], 'schedule':s, 'over at the end':_text(_of(s, i)),
+        'over at .6':_text(_of(ended.get(s, ''), i))} for i in cells for s in (*ended,compared[3])]
     return pd.DataFrame(rows).set_index(['network','data','schedule'])
 
 def plot_ranks(df, ax=None):
@@ -148,14 +163,16 @@ def plot_budgets(df):
     for ax,((n,g),part) in zip(axs.flat, panels):
         for i,s in enumerate(compared):
             mean,one = part[part.schedule==s].groupby('epochs').accuracy.mean(),s.startswith('one_cycle')
-            ax.plot(mean.index, 100*mean, marker='o', ms=3, c='#2171b5' if one else plt.cm.Greys(.35+.1*i), ls='--' if s.endswith('6') else '-', lw=2 if one else 1, label=s)
+            ax.plot(mean.index, 100*mean, marker='o', ms=3, c='#2171b5' if one else plt.cm.Greys(.35+.1*i), ls='--'
+                if s.endswith('6') else '-', lw=2 if one else 1, label=s)
         dense = df[(df.schedule=='dense') & (df.network==n)].groupby('epochs').accuracy.mean()
         ax.plot(dense.index, 100*dense, ':', c='k', lw=1, label='dense')
         ax.set(title=f'{n}, {g}s', xlabel='epochs', xticks=[5,10,25])
         ax.spines[['top','right']].set_visible(False)
     for ax in axs[:,0]: ax.set_ylabel('accuracy (%)')
     for ax in axs.flat[len(panels):]: ax.axis('off')
-    axs[0,1].legend(*axs[0,0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
+    axs[0,1].legend(*axs[0,0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='center left',
+        bbox_to_anchor=(1.02,.5))
     return fig
 
 def plot_constants(df):
@@ -167,17 +184,24 @@ def plot_constants(df):
     grid = 100*np.array([[mean.get(schedule_name(a, b), np.nan) for b in (3,4,5,6,7)] for a in (13,14,15)])
     ax = plt.subplots(figsize=(4.6,2.6), layout='constrained')[1]
     im = ax.imshow(grid, cmap='Blues')
-    for (i,j),v in np.ndenumerate(grid): ax.text(j, i, f'{v:.1f}', ha='center', va='center', color='w' if v>np.nanmean(grid) else 'k')
-    ax.set(xticks=range(5), xticklabels=(3,4,5,6,7), yticks=range(3), yticklabels=(13,14,15), xlabel=r'$\beta$', ylabel=r'$\alpha$', title=f'accuracy (%): {n}, {d}, {100*s:g} % of {g}s, {e} epochs')
+    for (i,j),v in np.ndenumerate(grid):
+        ax.text(j, i, f'{v:.1f}', ha='center', va='center', color='w' if v>np.nanmean(grid) else 'k')
+    ax.set(xticks=range(5), xticklabels=(3,4,5,6,7), yticks=range(3), yticklabels=(13,14,15), xlabel=r'$\beta$',
+        ylabel=r'$\alpha$', title=f'accuracy (%): {n}, {d}, {100*s:g} % of {g}s, {e} epochs')
     return ax
 
 # %% ../../nbs/studies/05_one_cycle.ipynb #ec65f91f
 def _report(df):
     if not len(_by_cell(df)): return [('Ranks', '<p>No cell has a run of each schedule yet.</p>')]
-    has_constants,has_ended = [(~df.schedule.isin([*compared,'dense']) & df.schedule.str.startswith(s)).any() for s in ('one_cycle',tuple(ended))]
-    return [('Mean rank', picture(plot_ranks(df).figure, 'Mean rank of each schedule') + html_table(ranks_table(df))), ('One-cycle against the others', html_table(pairs_table(df))),
+    has_constants,has_ended = [(~df.schedule.isin([*compared,'dense']) & df.schedule.str.startswith(s)).any()
+        for s in ('one_cycle',tuple(ended))]
+    return [('Mean rank', picture(plot_ranks(df).figure, 'Mean rank of each schedule') + html_table(ranks_table(df))),
+        ('One-cycle against the others', html_table(pairs_table(df))),
         ('Accuracy and budget', picture(plot_budgets(df), 'Accuracy against epochs')),
-        *([('The constants', picture(plot_constants(df).figure, 'Accuracy by alpha and beta'))] if has_constants else []), *([('Pruning that ends earlier', html_table(ended_table(df).reset_index().set_index('schedule')))] if has_ended else []),
+        *([('The constants', picture(plot_constants(df).figure, 'Accuracy by alpha and beta'))] if has_constants
+        else []), *([('Pruning that ends earlier', html_table(ended_table(df).reset_index().set_index('schedule')))]
+        if has_ended else []),
         ('All cells', html_table(table_of(df).reset_index().set_index('network')))]
 
-study_one_cycle = Study('one_cycle', 'Schedules of pruning on a fixed budget', _cells, _run, ('accuracy','reached','parameters','nonzero','macs'), _report)
+study_one_cycle = Study('one_cycle', 'Schedules of pruning on a fixed budget', _cells, _run,
+    ('accuracy','reached','parameters','nonzero','macs'), _report)

@@ -25,14 +25,16 @@ from .training import accuracy_of, sizes, study_data, train, whole_data
 # %% ../../nbs/studies/07_pretraining.ipynb #5c2805e1
 sparsities = dict(weight=(.5,.7,.8,.9,.95), filter=(.3,.5,.7,.8,.9))
 grids = dict(cpu=[('vgg_small','cifar10','halves'),('mobilenet_small','cifar10','halves')],
-    gpu=[(n, d, s) for n in ('vgg16_bn','mobilenet_v2') for d,s in (('cifar10','halves'),('caltech101','halves'),('cifar10','imagenet'),('caltech101','imagenet'))])
+    gpu=[(n, d, s) for n in ('vgg16_bn','mobilenet_v2') for d,
+    s in (('cifar10','halves'),('caltech101','halves'),('cifar10','imagenet'),('caltech101','imagenet'))])
 epochs = dict(cpu=(10,10), gpu=(30,30)) # of training on the source, and on the target
 n_source = dict(cpu=4160, gpu=None)     # images of the source
 
 def _cells(scale):
     for n,d,source in grids[scale]:
         for start in ('scratch','fine-tuned'):
-            def _cell(granularity='', sparsity=0.): return dict(network=n, data=d, source=source, start=start, granularity=granularity, sparsity=sparsity)
+            def _cell(granularity='', sparsity=0.):
+                return dict(network=n, data=d, source=source, start=start, granularity=granularity, sparsity=sparsity)
             yield _cell()
             yield from (_cell(g, s) for g in sparsities for s in sparsities[g])
 
@@ -61,7 +63,8 @@ def _imagenet(name):
     "A network of torchvision with its ImageNet weights."
     import torchvision
     try: return getattr(torchvision.models, name)(weights='DEFAULT')
-    except Exception as e: raise ValueError(f'ImageNet weights of {name} are not there: connect to the network, or choose runs without them (--only source=halves). {type(e).__name__}: {e}') from e
+    except Exception as e: raise ValueError(f'ImageNet weights of {name} are not there: connect to the network, or '
+        f'choose runs without them (--only source=halves). {type(e).__name__}: {e}') from e
 
 def _new_head(net, n_out):
     "Another last layer, with new weights."
@@ -115,10 +118,12 @@ def _run(s):
     data = _target(s['data'], s['scale'], s['source'])
     set_seed(s['seed'])
     if s['start']=='scratch': model = _scratch(s['network'], s['source'], data.shape, data.n_classes)
-    else: model = pretrained(s['network'], s['data'], s['source'], s['scale'], s['seed'], data.n_classes, s.get('epochs'))
+    else:
+        model = pretrained(s['network'], s['data'], s['source'], s['scale'], s['seed'], data.n_classes, s.get('epochs'))
     cbs = [SparsifyCallback(s['sparsity'], s['granularity'], 'local', layers=nn.Conv2d)] if s['sparsity'] else []
     train(model, data, s.get('epochs', epochs[s['scale']][1]), s['scale'], s['seed'], cbs)
-    return dict(accuracy=accuracy_of(model, data), reached=cbs[0].sparsifier.reached if cbs else 0., **sizes(model, data, condense=s['granularity']=='filter'))
+    return dict(accuracy=accuracy_of(model, data), reached=cbs[0].sparsifier.reached if cbs else 0.,
+        **sizes(model, data, condense=s['granularity']=='filter'))
 
 # %% ../../nbs/studies/07_pretraining.ipynb #c0062525
 def curve(
@@ -140,15 +145,19 @@ def sparsity_at_loss(
 def losses(
     df:pd.DataFrame # runs
 ) -> pd.DataFrame: # of strings
-    "For each network, source, granularity and start: accuracy without pruning, at which sparsity a point is lost and the lead over the dense network from scratch is gone, and accuracy at the highest sparsity."
+    """For each network, source, granularity and start: accuracy without pruning, at which sparsity a point is lost and
+    the lead over the dense network from scratch is gone, and accuracy at the highest sparsity."""
     rows = []
     for (n,d,source),part in df.groupby(['network','data','source'], sort=False):
         for g in sparsities:
             curves = {start:curve(part[part.start==start], g) for start in ('scratch','fine-tuned')}
             if min(map(len, curves.values()))<2: continue
             ahead = curves['fine-tuned'].iloc[0]-curves['scratch'].iloc[0]
-            def _lead(start, c): return '' if start=='scratch' else f'{sparsity_at_loss(c, ahead):.2f}' if ahead>0 else '0'
-            rows += [{'network':n, 'data':d, 'source':source, 'granularity':g, 'start':start, 'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}', 'lead lost at':_lead(start, c),
+            def _lead(start, c):
+                return '' if start=='scratch' else f'{sparsity_at_loss(c, ahead):.2f}' if ahead>0 else '0'
+            rows += [{'network':n, 'data':d, 'source':source, 'granularity':g, 'start':start,
+                'dense':f'{100*c.iloc[0]:.1f}', 'a point lost at':f'{sparsity_at_loss(c):.2f}',
+                'lead lost at':_lead(start, c),
                 'most pruned':f'{100*c.iloc[-1]:.1f} at {c.index[-1]:g}'} for start,c in curves.items()]
     return pd.DataFrame(rows)
 
@@ -156,13 +165,17 @@ def losses(
 def plot_curves(df):
     "Accuracy against sparsity, with the standard deviation over the seeds."
     parts = list(df.groupby(['network','data','source'], sort=False))
-    fig,axs = plt.subplots(len(parts), 2, figsize=(8, 2.7*len(parts)), layout='constrained', squeeze=False, sharey='row')
+    fig,axs = plt.subplots(len(parts), 2, figsize=(8, 2.7*len(parts)), layout='constrained', squeeze=False,
+        sharey='row')
     for line,((n,d,source),part) in zip(axs, parts):
         for ax,g in zip(line, sparsities):
             for start,color in (('scratch','#969696'),('fine-tuned','#2171b5')):
-                runs = part[(part.start==start) & ((part.granularity==g) | (part.sparsity==0))].groupby('sparsity').accuracy
-                ax.errorbar(runs.mean().index, 100*runs.mean(), 100*runs.std().fillna(0), marker='o', ms=3, c=color, lw=1.5, label=start)
-            ax.set(title=f'{n}, {g}s, {d} after {"its other classes" if source=="halves" else source}', xlabel='sparsity')
+                runs = part[(part.start==start) & ((part.granularity==g)
+                    | (part.sparsity==0))].groupby('sparsity').accuracy
+                ax.errorbar(runs.mean().index, 100*runs.mean(), 100*runs.std().fillna(0), marker='o', ms=3, c=color,
+                    lw=1.5, label=start)
+            ax.set(title=f'{n}, {g}s, {d} after {"its other classes" if source=="halves" else source}',
+                xlabel='sparsity')
             ax.title.set_fontsize(9)
             ax.spines[['top','right']].set_visible(False)
         line[0].set_ylabel('accuracy (%)')
@@ -172,7 +185,9 @@ def plot_curves(df):
 def _report(df):
     df = df.assign(granularity=df.granularity.fillna(''))
     table = losses(df)
-    return [('Accuracy and sparsity', picture(plot_curves(df), 'Accuracy against sparsity, from scratch and fine-tuned')),
+    return [('Accuracy and sparsity', picture(plot_curves(df), 'Accuracy against sparsity, from scratch and '
+        'fine-tuned')),
         *([('How much each can lose', html_table(table.set_index('network')))] if len(table) else [])]
 
-study_pretraining = Study('pretraining', 'Pruning after pre-training', lambda scale: list(_cells(scale)), _run, ('accuracy','reached','parameters','nonzero','macs'), _report, _check)
+study_pretraining = Study('pretraining', 'Pruning after pre-training', lambda scale: list(_cells(scale)), _run,
+    ('accuracy','reached','parameters','nonzero','macs'), _report, _check)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import fastai, pandas as pd, torch, fasterprune
 from fastprogress.fastprogress import progress_bar
-from fastcore.all import noop, patch
+from fastcore.all import noop
 
-# %% ../../nbs/studies/04_study.ipynb #a7e73a3c
+# %% ../../nbs/studies/04_study.ipynb #b513437a
 class Results:
     "The finished runs of a study: a line of a CSV file each."
     def __init__(self,
@@ -37,9 +37,11 @@ class Results:
         text = path.read_bytes()
         rows = list(csv.reader(io.StringIO(text[:text.rfind(b'\n')+1].decode(), newline='')))
         if not rows: return []
-        if rows[0]!=self.columns: raise ValueError(f'{path} has the columns {", ".join(rows[0])}; this study writes {", ".join(self.columns)}: move the file out of the way')
+        if rows[0]!=self.columns: raise ValueError(f'{path} has the columns {", ".join(rows[0])}; this study writes '
+            f'{", ".join(self.columns)}: move the file out of the way')
         for i,r in enumerate(rows):
-            if len(r)!=len(self.columns): raise ValueError(f'{path}, row {i+1}: {len(r)} fields where there are {len(self.columns)} columns: remove the row, and its run is done again')
+            if len(r)!=len(self.columns): raise ValueError(f'{path}, row {i+1}: {len(r)} fields where there are '
+                f'{len(self.columns)} columns: remove the row, and its run is done again')
         return rows[1:]
 
     def parts(self) -> list: # paths
@@ -55,31 +57,29 @@ class Results:
 
     def to_frame(self) -> pd.DataFrame:
         "The finished runs, numbers as numbers."
-        return pd.read_csv(io.StringIO(_as_csv([self.columns, *[r.values() for r in self.rows()]])), keep_default_na=True)
+        return pd.read_csv(io.StringIO(_as_csv([self.columns, *[r.values() for r in self.rows()]])),
+            keep_default_na=True)
+
+    def shard(self, i:int, n:int) -> Path:
+        "The file of shard `i` of `n`."
+        return self.path if n==1 else self.path.with_name(f'{self.path.stem}.{i}-of-{n}.csv')
+
+    def merge(self):
+        "Make one file of the files of all shards."
+        parts = self.parts()
+        if parts in ([], [self.path]): return
+        new = self.path.with_suffix('.new')
+        with open(new, 'w', newline='') as f:
+            f.write(_as_csv([self.columns, *[r.values() for r in self.rows()]]))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(new, self.path)
+        for p in parts:
+            if p!=self.path: p.unlink()
 
 def _as_csv(rows):
     csv.writer(f := io.StringIO(newline=''), lineterminator='\n').writerows(rows)
     return f.getvalue()
-
-# %% ../../nbs/studies/04_study.ipynb #b513437a
-@patch
-def shard(self:Results, i:int, n:int) -> Path:
-    "The file of shard `i` of `n`."
-    return self.path if n==1 else self.path.with_name(f'{self.path.stem}.{i}-of-{n}.csv')
-
-@patch
-def merge(self:Results):
-    "Make one file of the files of all shards."
-    parts = self.parts()
-    if parts in ([], [self.path]): return
-    new = self.path.with_suffix('.new')
-    with open(new, 'w', newline='') as f:
-        f.write(_as_csv([self.columns, *[r.values() for r in self.rows()]]))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(new, self.path)
-    for p in parts:
-        if p!=self.path: p.unlink()
 
 # %% ../../nbs/studies/04_study.ipynb #9199f61c
 class Appender:
@@ -107,7 +107,8 @@ class Appender:
         run:dict # its settings, and what was measured
     ):
         "Append a run."
-        self._write([*self.results.key(run), *[_short(run[c]) for c in self.results.columns[len(self.results.settings):]]])
+        self._write([*self.results.key(run), *[_short(run[c])
+            for c in self.results.columns[len(self.results.settings):]]])
 
     def _write(self, row):
         self.file.write(_as_csv([row]).encode())
@@ -127,11 +128,11 @@ class Study:
     "Runs that differ in their settings."
     name: str
     doc: str           # what it is about, one line
-    cells: callable    # function of a scale that gives the settings of all runs but for the seed, as a list of dicts with the same keys
-    run: callable      # function of settings, with a seed and a scale, that gives a dict of what was measured; importable, as other processes call it
+    cells: callable    # scale -> the settings of all runs but for the seed, a list of dicts with the same keys
+    run: callable      # settings, with seed and scale -> dict of what was measured; importable, for other processes
     measured: tuple    # names of what it measures
-    report: callable   # function of a DataFrame of runs that gives sections of a page, pairs of a heading and HTML
-    check: callable = noop # function of the settings, which raises a `ValueError` if something is missing that they need
+    report: callable   # DataFrame of runs -> sections of a page, pairs of a heading and HTML
+    check: callable = noop # of the settings: raises a `ValueError` if something is missing that they need
 
     def settings(self, scale:str, seeds:int) -> list:
         "The settings of all runs, those of the first seed first."
@@ -139,12 +140,14 @@ class Study:
 
     def results(self, out) -> Results:
         "Where the results are, in the folder `out`."
-        return Results(Path(out)/f'{self.name}.csv', ['scale','seed',*self.cells('cpu')[0]], [*self.measured,*_circumstances()])
+        return Results(Path(out)/f'{self.name}.csv', ['scale','seed',*self.cells('cpu')[0]],
+            [*self.measured,*_circumstances()])
 
 def _circumstances(seconds=None):
     "How long a run took, and with what."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
-    return dict(seconds=seconds, fasterprune=fasterprune.__version__, torch=torch.__version__, fastai=fastai.__version__, python=platform.python_version(),
+    return dict(seconds=seconds, fasterprune=fasterprune.__version__, torch=torch.__version__,
+        fastai=fastai.__version__, python=platform.python_version(),
         machine=', '.join([platform.machine(), f'{os.cpu_count()} cores', *filter(None, [gpu])]))
 
 def _one_thread():
@@ -178,7 +181,7 @@ def run_study(
     seeds:int=3,      # so many runs of the same settings
     shard=(1,1),      # part i of n
     jobs:int=1,       # how many runs at a time
-    bar=True          # is there a progress bar?
+    bar:bool=True     # show a progress bar?
 ) -> Results:
     "Do the runs that are not done yet; a `ValueError` names the settings of a run that failed."
     results,(i,n) = study.results(out),shard
@@ -190,8 +193,10 @@ def run_study(
         for _ in range(len(cells)-len(todo)): next(progress)
         for settings,result in _finished(study.run, todo, jobs):
             try: append(result())
-            except BrokenProcessPool as e: raise ValueError(f'a process of {study.name} was killed: run the same command again, and it goes on') from e
-            except Exception as e: raise ValueError(f'{study.name} failed at {settings}: {type(e).__name__}: {e}. What is finished is in {append.path}') from e
+            except BrokenProcessPool as e: raise ValueError(f'a process of {study.name} was killed: run the same '
+                'command again, and it goes on') from e
+            except Exception as e: raise ValueError(f'{study.name} failed at {settings}: {type(e).__name__}: {e}. '
+                f'What is finished is in {append.path}') from e
             next(progress)
         list(progress)
         if bar: print()

@@ -32,7 +32,8 @@ class Scale:
     lr: float    # largest learning rate of the one-cycle policy
     half: bool   # is it trained in bfloat16?
 
-scales = dict(cpu=Scale(416, 2000, dict(mnist=14, cifar10=16, caltech101=16), 32, 5e-3, False), gpu=Scale(None, None, {}, 128, 1e-3, True))
+scales = dict(cpu=Scale(416, 2000, dict(mnist=14, cifar10=16, caltech101=16), 32, 5e-3, False),
+    gpu=Scale(None, None, {}, 128, 1e-3, True))
 
 def get_scale(
     name:str # 'cpu' or 'gpu'
@@ -43,7 +44,8 @@ def get_scale(
 
 def device_of(scale:str):
     "Where a study of this scale runs."
-    if scale=='gpu' and not torch.cuda.is_available(): warn_once('there is no GPU here: a study of scale gpu takes weeks on a CPU')
+    if scale=='gpu' and not torch.cuda.is_available():
+        warn_once('there is no GPU here: a study of scale gpu takes weeks on a CPU')
     return 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 
 @lru_cache
@@ -63,7 +65,8 @@ def study_data(
     s = get_scale(scale)
     data = whole_data(name).part(classes=classes)
     def _most(n, y): return n and min(n, len(y))
-    return data.part(_most(n_train or s.n_train, data.train[1]), _most(s.n_valid, data.valid[1]), side or s.sides.get(name)).ready(device_of(scale))
+    return data.part(_most(n_train or s.n_train, data.train[1]), _most(s.n_valid, data.valid[1]), side
+        or s.sides.get(name)).ready(device_of(scale))
 
 # %% ../../nbs/studies/03_training.ipynb #1a9862d0
 class NoValidation(Callback):
@@ -84,7 +87,8 @@ def train(
     s = get_scale(scale)
     jitter = Jitter(max(1, data.shape[-1]//8), mirror=data.shape[0]==3) if moves else None
     device = data.train[0].device
-    learn = Learner(tensor_dls(data.train, data.valid, s.bs, device, jitter), model.to(device), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=NoValidation())
+    learn = Learner(tensor_dls(data.train, data.valid, s.bs, device, jitter), model.to(device),
+        loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=NoValidation())
     learn.to_channelslast(use_amp=False)
     if s.half and device.type=='cuda': learn.to_bf16()
     set_seed(seed)
@@ -110,4 +114,5 @@ def sizes(
     "Parameters, weights that are not zero, and operations for an image."
     x = data.valid[0][:2]
     small = Condenser(model, x).condense(verify=False).model if condense else model
-    return dict(parameters=n_params(small), nonzero=sum(int((p!=0).sum()) for p in model.parameters()), macs=n_macs(small, x))
+    return dict(parameters=n_params(small), nonzero=sum(int((p!=0).sum()) for p in model.parameters()),
+        macs=n_macs(small, x))

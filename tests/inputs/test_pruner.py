@@ -8,7 +8,7 @@ from fastai.vision.all import ImageDataLoaders, Normalize, PILImage, get_image_f
 from torch import nn
 from fasterprune.all import *
 from fasterprune.inputs.features import InputFeatures, InputMask
-from fasterprune.inputs.pruner import RunningScale
+from fasterprune.inputs.importance import RunningScale
 from support.nets import gap, perturb
 
 @pytest.fixture(autouse=True)
