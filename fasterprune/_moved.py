@@ -35,7 +35,7 @@ _moved = dict(
     inputs='inputs.pruner inputs.importance',
     layer_sizes='core.layer_sizes',
     layers='graph.ops.layers',
-    learner='learner.learner core.optimizer_state',
+    learner='learner.condense learner.dataloaders learner.clone core.optimizer_state',
     memory='sparsify.criterion_state',
     moments='core.optimizer_state',
     movement='graph.ops.shape',
@@ -59,7 +59,7 @@ _moved = dict(
     selector='condense.input_selector',
     sensitivity='sparsify.sensitivity',
     shown='inputs.plots',
-    shrinking='learner.condense_callback',
+    shrinking='learner.condense_callback learner.shrink',
     sparsify='sparsify.sparsifier sparsify.reports',
     studies='studies.command',
     study='studies.study',
@@ -73,7 +73,7 @@ _moved = dict(
     verify='condense.verify condense.comparison condense.float64')
 _renamed = dict(_new='core.plain_layers.new_mixed', LayerContext='sparsify.criteria.LayerInfo',
     Memory='sparsify.criterion_state.CriterionState', _Elsewhere='sparsify.coupling.UngroupedUnits', Tape='graph.trace.Trace', Op='graph.trace.Node',
-    capture='graph.trace.trace', watch='graph.graph.trace_sample', Settled='core.optimizer_state.DenormalGuard', twin_of='learner.learner.clone_learner')
+    capture='graph.trace.trace', watch='graph.graph.trace_sample', Settled='core.optimizer_state.DenormalGuard', twin_of='learner.clone.clone_learner')
 
 # %% ../nbs/moved.ipynb #ea86e9df
 def _places(old): return [f'fasterprune.{m}' for m in _moved[old].split()]

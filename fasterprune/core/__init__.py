@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
     import fastai.basics
 
-# %% ../../nbs/core/index.ipynb #5e1f0c3a
+# %% ../../nbs/core/index.ipynb #cfbd4cb5
 from .batches import Keywords, as_tuple, feed, first_items, map_tensors, named_as, named_tensors
 from .batches import selected, tensors_in
 from .checks import check_copyable, check_model
@@ -31,7 +31,7 @@ from .optimizer_state import optimizers_in, slice_state, state_entries
 from .pages import html_table, picture, write_page
 from .warnings import FasterpruneWarning
 
-# %% ../../nbs/core/index.ipynb #8b7d2e41
+# %% ../../nbs/core/index.ipynb #5cdd6739
 _all_ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_as', 'named_tensors', 'selected',
     'tensors_in', 'check_copyable', 'check_model', 'copy_of', 'evaluating', 'unobserved', 'watch_pass',
     'check_writable', 'data_file', 'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'put_tensors',
