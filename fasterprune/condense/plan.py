@@ -17,7 +17,7 @@ from ..core.batches import named_tensors, tensors_in
 from ..core.plain_layers import become_layer
 from ..graph.graph import Graph
 from ..graph.ops.layers import effective, outputs_first
-from ..graph.rules import AbstractValue, distinct, rows_of
+from ..graph.values import AbstractValue, distinct, rows_of
 from ..graph.trace import Trace
 from .reduced import Constant, become_open, become_wide, geometry_of, narrow_attention, narrow_norm
 from .reduced import put_tensors, replace_module

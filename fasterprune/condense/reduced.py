@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..core.batches import named_tensors
 from ..core.layer_sizes import layer_sizes
 from ..core.plain_layers import as_laid_out, become_layer, mixed_in, new_mixed
-from ..graph.ops.layers import machine_eps, norm_over
+from ..graph.ops.norms import machine_eps, norm_over
 from ..graph.rules import one_operation, rule
 
 # %% ../../nbs/condense/01_reduced.ipynb #39f8b0ac

@@ -11,7 +11,9 @@ __all__ = ['Call', 'Node', 'Trace', 'trace_forms', 'origins_of', 'traced_numbers
 # %% ../../nbs/graph/index.ipynb #c9abd7e2
 from .trace import Call, Node, Trace, trace_forms
 from .origins import origins_of, traced_numbers
-from .rules import Branch, Norm, Param, LinearUse, AbstractValue, Size, barrier, one_operation, place, rule
+from .values import AbstractValue, Param
+from .facts import Branch, LinearUse, Norm, Size
+from .rules import barrier, one_operation, place, rule
 from .graph import Graph, failed_rules, trace_sample
 from .costs import Entry, compare, count_macs, latency, n_bytes, n_inputs, n_macs, n_params, styled
 
