@@ -15,7 +15,7 @@ from types import ModuleType
 _moved = dict(
     batches='core.batches',
     callback='sparsify.callback',
-    capture='graph.trace core.models',
+    capture='graph.trace graph.tracer graph.forms graph.untouched core.models core.batches',
     checks='core.checks',
     cli='demo',
     condense='condense.condenser',

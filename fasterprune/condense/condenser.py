@@ -21,7 +21,8 @@ from ..core.plain_layers import is_plain, make_plain
 from ..graph.costs import count_macs, n_params
 from ..graph.graph import Graph, trace_sample
 from ..graph.rules import one_operation
-from ..graph.trace import Trace, trace_forms
+from ..graph.forms import trace_forms
+from ..graph.trace import Trace
 from .input_selector import InputSelector, selection
 from .plan import Plan, apply_plan, comparable, make_plan, most_assumed, new_sizes, numbers_of
 from .plan import wrong_guess

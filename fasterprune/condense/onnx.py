@@ -18,7 +18,7 @@ from fastai.basics import ToTensorBase, noop, patch, to_device
 from ..core.batches import Keywords, as_tuple, feed, first_items, selected
 from ..core.files import check_writable, replacing
 from ..core.models import _unobserved, evaluating
-from ..graph.trace import _untouched
+from ..graph.untouched import untouched
 from .condenser import Condensed
 from .input_selector import InputSelector
 from .verify import eval_outputs, gap
@@ -114,16 +114,16 @@ def _write(model, path, xs, dynamic, dynamo, kwargs):
     xs,path,name = to_device(xs, next(model.parameters()).device),check_writable(path),type(model.model).__name__
     if dynamic: xs = _two_items(xs)
     try:
-        with _untouched(model): outs = eval_outputs(model, xs)
+        with untouched(model): outs = eval_outputs(model, xs)
     except Exception as e: raise ValueError(f'the model does not run on the sample ({", ".join(str(tuple(x.shape)) for x in xs)}): {e}') from e
     with replacing(path) as temp:
         try:
-            with evaluating(model), _untouched(model), _unobserved(model), torch.random.fork_rng(), _plain(): _convert(model, xs, temp, dynamic, dynamo, len(outs), kwargs)
+            with evaluating(model), untouched(model), _unobserved(model), torch.random.fork_rng(), _plain(): _convert(model, xs, temp, dynamic, dynamo, len(outs), kwargs)
         except Exception as e: raise ValueError(f'{name} cannot be written as ONNX: {_in_a_line(e)}\nTry '
             f'{"dynamic=False, which fixes the batch size, or " if dynamic else ""}dynamo={not dynamo}, the other exporter.') from e
         for batch in (xs, first_items(xs, 1), tuple(torch.cat([x, x]) for x in xs)) if dynamic else (xs,):
             try:
-                with _untouched(model): wanted = eval_outputs(model, batch)
+                with untouched(model): wanted = eval_outputs(model, batch)
             except Exception as e: raise ValueError(f'{name} takes no batch of {len(batch[0])}: dynamic=False fixes the batch size to that of the sample') from e
             error = max(map(gap, wanted, [o.to(batch[0].device) for o in _onnx_outputs(temp, batch, _names(model, batch))]))
             if not error <= 1e-4: raise ValueError(f'{name} as ONNX differs from it by {error:.1e} of the largest output at batch size {len(batch[0])}: nothing was written; '

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.batches import all_tensors, as_tuple, eagerly, feed, first_items, is_dense, map_tensors
 from ..core.batches import named_tensors, selected, storage_of, tensors_in
 from ..core.models import copy_of, evaluating
-from ..graph.trace import _forgotten, written_by
+from ..graph.tracer import written_by
+from ..graph.untouched import forgotten
 
 # %% ../../nbs/condense/03_verify.ipynb #80ddb114
 def _noise(x, n, scale=1., seed=0):
@@ -265,7 +266,7 @@ class Reference:
         "The outputs of a network with their names, in evaluation mode."
         net,exact = net
         with ExitStack() as stack:
-            for c in (evaluating(net), _forgotten(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
+            for c in (evaluating(net), forgotten(net), torch.random.fork_rng(), *((_open(net), torch.inference_mode()) if self.pieces else ())): stack.enter_context(c)
             torch.manual_seed(0)
             mode = _InFloat64(exact, self.pieces, seed, self.eps, _memory(net) if self.pieces else ())
             if self.pieces or seed is not None: stack.enter_context(mode)

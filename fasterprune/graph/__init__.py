@@ -9,7 +9,8 @@ __all__ = ['Call', 'Node', 'Trace', 'trace_forms', 'origins_of', 'traced_numbers
            'styled']
 
 # %% ../../nbs/graph/index.ipynb #c9abd7e2
-from .trace import Call, Node, Trace, trace_forms
+from .trace import Call, Node, Trace
+from .forms import trace_forms
 from .origins import origins_of, traced_numbers
 from .values import AbstractValue, Param
 from .facts import Branch, LinearUse, Norm, Size

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..core.batches import as_tuple, first_items, is_dense, tensors_in
 from .equivalence import Equivalence
 from .facts import Facts
+from .forms import trace_forms
 from .interpreter import Interpreter, failed_rules
 from .liveness import Liveness
 from .rules import one_operation
-from .trace import Trace, trace, trace_forms
+from .trace import Trace, trace
 
 # %% ../../nbs/graph/19_graph.ipynb #728029cd
 class Graph(Facts):
