@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from fasterprune.all import *
 from fasterprune.core.data import Tensors
-from fasterprune.sparsify.callback import MaskCallback
+from fasterprune.sparsify.mask_callback import MaskCallback
 from fasterprune.core.models import evaluating
 from fasterprune.learner.condense_callback import CondenseCallback
 
