@@ -111,8 +111,8 @@ class Condensed:
         for o in optimizers_in(opt): keep_parameters(o, left, set())
 
     def then(self,
-        other # the small network, condensed once more: a `Condensed`
-    ): # a `Condensed`
+        other:'Condensed' # the small network, condensed once more
+    ) -> 'Condensed':
         "Both condensings as one."
         slices = {k:dict(v) for k,v in self.slices.items()}
         for name,cut in other.slices.items():

@@ -79,8 +79,8 @@ class InputSelector(nn.Module, ItemTransform):
         return x.new_zeros(*x.shape[:dim], shape[dim-1], *x.shape[dim+1:]).index_copy(dim, index, x)
 
     def then(self,
-        other # an `InputSelector` of what this one gives
-    ): # an `InputSelector`
+        other:'InputSelector' # of what this one gives
+    ) -> 'InputSelector':
         "Both selections as one."
         kept = []
         for i,(a,b) in enumerate(zip(self.dims, other.dims)):

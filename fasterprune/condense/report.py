@@ -79,8 +79,8 @@ class CondenseReport:
         return ax
 
     def then(self,
-        other # the report of the small network, condensed once more
-    ): # a `CondenseReport`
+        other:'CondenseReport' # of the small network, condensed once more
+    ) -> 'CondenseReport':
         "Both reports as one."
         worst,left = max(self, other, key=lambda r: r.max_error),{l['layer']:l for l in other.layers}
         ends = [f'{k}_after' for k in ('inputs','outputs','params')]
