@@ -14,7 +14,6 @@ from pathlib import Path
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, noop, set_seed
 from fastai.callback.all import ProgressCallback
 
-import fasterprune.learner # learn.condense
 from .core.data import tensor_dls
 from .core.files import check_writable
 from .core.models import evaluating
@@ -24,6 +23,7 @@ from .condense.condensed import Condensed, load_condensed
 from .condense.comparison import eval_outputs, gap
 from .sparsify.callback import SparsifyCallback
 from .inputs.callback import InputPruneCallback
+from .learner.condense import condense_learner
 from .studies.datasets import Images, get_images
 
 # %% ../nbs/demo.ipynb #773e18fc
@@ -114,7 +114,7 @@ def run_demo(
     columns = [masked.recorder.metric_names.index(cb.column)-1 for cb in (neurons,pixels)]
     counted = [[row[c] for c in columns] for row in masked.recorder.values]
 
-    small = masked.condense()
+    small = condense_learner(masked)
     condensed_model = deepcopy(small.model)
     print('Retraining the condensed network', flush=True)
     small.fit_one_cycle(recipe.retrain, recipe.lr/3)

@@ -17,7 +17,8 @@ from ..core.layer_sizes import put_tensors
 from ..core.plain_layers import become_layer
 from ..graph.graph import Graph
 from ..graph.ops.layers import effective, outputs_first
-from ..graph.rules import AbstractValue, Branch, distinct, rows_of
+from ..graph.values import AbstractValue, distinct, rows_of
+from ..graph.facts import Branch
 from .plan import Plan, emits, sink, within
 from .reduced.attention import narrow_attention
 from .reduced.branches import become_wide

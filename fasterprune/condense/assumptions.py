@@ -10,8 +10,8 @@ import torch
 
 from ..core.batches import tensors_in
 from ..graph.graph import Graph
-from ..graph.rules import distinct
-from ..graph.trace import Node, Trace
+from ..graph.values import distinct
+from ..graph.tracer import Node, Trace
 from .plan import Plan
 
 # %% ../../nbs/condense/03_assumptions.ipynb #e46ed8f8

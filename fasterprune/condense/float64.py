@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.batches import is_dense, map_tensors, storage_of
-from ..graph.trace import written_by
+from ..graph.tracer import written_by
 
 # %% ../../nbs/condense/04_float64.ipynb #b2de3343
 _wide = {t:torch.float64 for t in (torch.float16,torch.bfloat16,torch.float32)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..graph.graph import Graph
-from ..graph.rules import LinearUse
+from ..graph.facts import LinearUse
 
 # %% ../../nbs/condense/01_plan.ipynb #a4fbc0f1
 @dataclass(frozen=True)

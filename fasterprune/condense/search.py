@@ -18,7 +18,8 @@ from ..core.models import copy_of
 from ..core.plain_layers import is_plain, make_plain
 from ..graph.graph import Graph, trace_sample
 from ..graph.rules import one_operation
-from ..graph.trace import Trace, trace_forms
+from ..graph.tracer import Trace
+from ..graph.forms import trace_forms
 from .apply import apply_plan
 from .assumptions import comparable, most_assumed, numbers_of, wrong_guess
 from .input_selector import InputSelector, selection

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.batches import Keywords, named_as, selected
 from ..core.models import copy_of
 from ..graph.graph import Graph, trace_sample
-from ..graph.trace import Trace
+from ..graph.tracer import Trace
 from .apply import apply_plan
 from .input_selector import InputSelector, selection
 from .plan import Plan

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.batches import as_tuple, eagerly, feed, first_items, is_dense, map_tensors, named_tensors
 from ..core.batches import selected, storage_of, tensors_in
 from ..core.models import copy_of, evaluating
-from ..graph.trace import _forgotten
+from ..graph.untouched import forgotten
 from .comparison import Channel, compare_channels, named_outputs
 from .float64 import InFloat64, by_parts
 
@@ -89,7 +89,7 @@ class Reference:
         net,exact = net
         mode = InFloat64(exact, self.pieces, seed, self.eps, _memory(net) if self.pieces else ())
         with ExitStack() as stack:
-            for c in (evaluating(net), _forgotten(net), torch.random.fork_rng()): stack.enter_context(c)
+            for c in (evaluating(net), forgotten(net), torch.random.fork_rng()): stack.enter_context(c)
             for c in (by_parts(net), torch.inference_mode()) if self.pieces else (): stack.enter_context(c)
             torch.manual_seed(0)
             if self.pieces or seed is not None: stack.enter_context(mode)

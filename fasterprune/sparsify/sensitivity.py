@@ -14,7 +14,8 @@ from fastai.basics import Learner, no_random, to_device
 
 from ..core.batches import first_items
 from .allocation import check_sparsity, most_dead
-from .callback import layer_styles, sample_of, tell_layers
+from .callback import layer_styles, tell_layers
+from .mask_callback import sample_of
 from .criteria import large_final
 from .sparsifier import Sparsifier
 

@@ -14,10 +14,10 @@ from fastai.basics import set_seed
 import fastai.callback.all # what it patches into `Learner`
 
 from ..core.pages import html_table, picture
-import fasterprune.learner # learn.condense
 from ..graph.costs import n_macs, n_params
 from ..sparsify.callback import SparsifyCallback
 from ..inputs.callback import InputPruneCallback
+from ..learner.condense import condense_learner
 from .networks import make_network
 from .study import Study
 from .training import NoValidation, get_scale, study_data, train, whole_data
@@ -71,7 +71,7 @@ def _run(s):
     cbs = _callbacks(s)
     learn = train(make_network(s['network'], data.shape, data.n_classes), data, s.get('epochs', epochs), s['scale'],
         s['seed'], cbs, moves=s['network']!='mlp')
-    small = learn.condense()
+    small = condense_learner(learn)
     alive = _alive(next((cb for cb in cbs if isinstance(cb, InputPruneCallback)), None), small.condensed.inputs,
         data.shape)
     with learn.no_bar(): pruned = learn.validate()[1]

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from fasterprune.all import *
 from fasterprune.core.batches import tensors_in
 from fasterprune.core.models import copy_of
-from fasterprune.graph.trace import trace, trace_forms
+from fasterprune.graph.forms import trace_forms
+from fasterprune.graph.trace import trace
 from fasterprune.graph.rules import one_operation
 from fasterprune.condense.reduced import Constant
 from fasterprune.condense.comparison import compare_channels

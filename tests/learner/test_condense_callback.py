@@ -1,5 +1,6 @@
 "A network that shrinks while it trains is the one that masks alone, and condensing afterwards, would have given."
 import warnings
+from importlib import import_module
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.all import *
 from fastai.tabular.all import *
@@ -7,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from fasterprune.all import *
 from fasterprune.core.data import Tensors
-from fasterprune.sparsify.callback import MaskCallback
+from fasterprune.sparsify.mask_callback import MaskCallback
 from fasterprune.core.models import evaluating
 from fasterprune.learner.condense_callback import CondenseCallback
 
@@ -757,7 +758,7 @@ class CannotFollow(Callback):
 
 def breaks_at(monkeypatch, name):
     "An error after a step of the edit has been done."
-    import fasterprune.learner.condense_callback as module
+    module = import_module('fasterprune.learner.'+('shrink' if name in ('slice_state','check_state') else 'condense_callback'))
     whole = getattr(module, name)
     def _half(*args, **kwargs):
         whole(*args, **kwargs)

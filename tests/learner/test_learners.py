@@ -11,7 +11,7 @@ from torchvision import models
 from fasterprune.all import *
 from fasterprune.core.batches import as_tuple
 from fasterprune.core.models import evaluating
-from fasterprune.learner.learner import slice_state
+from fasterprune.core.optimizer_state import slice_state
 from support.nets import halve, perturb
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
