@@ -103,8 +103,8 @@ def middle(steps, real): return lambda pos: one_cycle(.45 + pos*steps/real) if p
 
 class ByNumPy(SparsifyCallback):
     "As if Numba were not installed."
-    def begin(self):
-        sparsifier = super().begin()
+    def make_masker(self):
+        sparsifier = super().make_masker()
         sparsifier.workspace.loops = {}
         return sparsifier
 

@@ -52,8 +52,9 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to',
     'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity',
     'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk', 'get_context', 'make_pools',
-    'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles',
-    'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity', 'Ticket',
+    'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback',
+    'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity',
+    'Ticket',
     'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #ce378500

@@ -27,9 +27,10 @@ def check_sparsity(
         return sparsity
     number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
     if number and 0 <= sparsity < 1: return sparsity
-    percent = number and 2 <= sparsity < 100
-    hint = f'write {sparsity/100:g} for {sparsity:g} %' if percent else 'e.g. 0.5 for half of the units, 0.99 for almost all'
-    raise ValueError(f'sparsity {sparsity!r} for {name}: it is the fraction of zeros, at least 0 and less than 1; {hint}')
+    hint = 'e.g. 0.5 for half of the units, 0.99 for almost all'
+    if number and 2 <= sparsity < 100: hint = f'write {sparsity/100:g} for {sparsity:g} %'
+    raise ValueError(f'sparsity {sparsity!r} for {name}: '
+        f'it is the fraction of zeros, at least 0 and less than 1; {hint}')
 
 # %% ../../nbs/sparsify/10_allocation.ipynb #263f7433
 def dead_count(
@@ -50,7 +51,8 @@ def start_count(
     "How many of `n` units were dead at first, if `dead` are after `fraction` of the way."
     if dead==round(sparsity*fraction*n): return 0
     if fraction==1 or dead>round(sparsity*n): return dead # it began beyond the target
-    return min(max(0, (dead-sparsity*fraction*n)/(1-fraction)), sparsity*n) # a count is rounded: what it tells has its limits
+    # a count is rounded: what it tells has its limits
+    return min(max(0, (dead-sparsity*fraction*n)/(1-fraction)), sparsity*n)
 
 # %% ../../nbs/sparsify/10_allocation.ipynb #78ed66e6
 def add_up(
@@ -116,7 +118,7 @@ def get_context(
 # %% ../../nbs/sparsify/10_allocation.ipynb #1ffc18b5
 def make_pools(
     groups,                  # `Groups`
-    sparsity,                # a fraction in [0,1), or a dict from layer name or glob; of several that match, the last counts
+    sparsity,                # a fraction in [0,1), or a dict by layer name or glob, of which the last match counts
     context,                 # a context or its name
     granularity:Granularity, # what a unit is
     min_units:int=1          # units that each group has to keep

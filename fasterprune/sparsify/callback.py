@@ -39,7 +39,9 @@ def tell_layers(
     "A legend beside the axes, or a scale of colors where there are too many layers for that."
     ax.spines[['top','right']].set_visible(False)
     if n<=12: ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02,.5))
-    else: plt.colorbar(plt.cm.ScalarMappable(plt.Normalize(1, n), 'viridis'), ax=ax, label='layer, in the order of the model')
+    else:
+        colors = plt.cm.ScalarMappable(plt.Normalize(1, n), 'viridis')
+        plt.colorbar(colors, ax=ax, label='layer, in the order of the model')
     return ax
 
 # %% ../../nbs/sparsify/22_callback.ipynb #8e014f40
@@ -49,12 +51,12 @@ class SparsifyCallback(MaskCallback):
     def __init__(self,
         sparsity,              # target: a fraction in [0,1), or a dict from layer name or glob to fraction
         granularity='weight',  # what a unit is: a `Granularity` or its name
-        context='global',      # who competes: 'global', the units of all layers; 'local', those of each layer; 'erk', or a function
+        context='global',      # who competes: 'global', all units; 'local', those of each layer; 'erk', or a function
         criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
-        schedule=one_cycle,    # fraction of the target by the position in training: a `Schedule`, its name, or a function
+        schedule=one_cycle,    # fraction of the target by the position in training: a `Schedule`, name or function
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
-        coupled:bool=True,     # are units that the graph ties together one? Matters for filters, neurons, channels and features
+        coupled:bool=True,     # are units that the graph ties together one? Of filters, neurons, channels and features
         every:int=1,           # update the masks each `every` batches
         start_epoch=0,         # when the schedule begins: an epoch, or as a float a fraction of the training
         end_epoch=1.,          # when the target is reached, likewise
@@ -97,7 +99,8 @@ class SparsifyCallback(MaskCallback):
     def _claims(self):
         "The weights to sparsify, by layer: layers may share them, and heads are made of those of several."
         selected = select_layers(self.model, self.granularity, self.layers, self.exclude)[0]
-        names = matching(selected, list(self.sparsity), 'sparsity for') if isinstance(self.sparsity, dict) else list(selected)
+        names = list(selected)
+        if isinstance(self.sparsity, dict): names = matching(selected, list(self.sparsity), 'sparsity for')
         stored = stored_weights(self.model)
         def _weights(n): return [p for p in selected[n].parameters() if p.ndim>1]
         return {n:[self.model.get_parameter(stored[n][1])] if n in stored else _weights(n) for n in names}
@@ -109,9 +112,9 @@ class SparsifyCallback(MaskCallback):
             theirs = cb._claims() if isinstance(cb, SparsifyCallback) and cb is not self else {}
             taken = {id(p) for ps in theirs.values() for p in ps}
             both = [n for n,ps in mine.items() if any(id(p) in taken for p in ps)]
-            if both: raise ValueError(f'layer {both[0]!r} is claimed by two callbacks: one wants a sparsity of {self.sparsity} '
-                f'by {str(self.granularity)!r}, the other {cb.sparsity} by {str(cb.granularity)!r}; '
-                'give them different `layers`, or exclude it from one of them')
+            if both: raise ValueError(f'layer {both[0]!r} is claimed by two callbacks: '
+                f'one wants a sparsity of {self.sparsity} by {str(self.granularity)!r}, the other {cb.sparsity} '
+                f'by {str(cb.granularity)!r}; give them different `layers`, or exclude it from one of them')
 
     def record(self, pos):
         "Note what is reached, in all and by layer."
@@ -121,7 +124,7 @@ class SparsifyCallback(MaskCallback):
     def plot_sparsity(self,
         ax=None # matplotlib axes to draw on; new ones if `None`
     ): # the axes
-        "Plot the sparsity of each layer over the training, and what the schedule wants: of all in gray, of a layer with its own target dotted."
+        "Plot the sparsity of each layer, and what the schedule wants: gray of all, dotted of one with its own target."
         if self.sparsifier is None: raise ValueError('nothing has been trained yet: plot after a fit')
         ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1] if ax is None else ax
         groups,xs = self.sparsifier.groups,[h[0] for h in self.history]

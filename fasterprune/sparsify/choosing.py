@@ -34,13 +34,16 @@ class IncrementalChoice:
         k:int   # how many more are to die
     ): # a `LowestAlive`, and what it has found; `None` where one pass is not possible
         "The `k` lowest weights that are alive."
-        if not self.possible or k<=0 or any(len(g.weights)!=1 or g.weights[0].rows is not None for g in groups): return None
+        if not self.possible or k<=0: return None
+        if any(len(g.weights)!=1 or g.weights[0].rows is not None for g in groups): return None
         weights = [self.scorer.params[g.weights[0].param].detach() for g in groups]
         if not all(_in_one_piece(p) and not g.state.regrew for g,p in zip(groups, weights)): return None
-        search = self.searches.setdefault(MaskState.key(groups), LowestAlive(self.scorer.of_weights, self.scorer.workspace))
+        fresh = LowestAlive(self.scorer.of_weights, self.scorer.workspace)
+        search = self.searches.setdefault(MaskState.key(groups), fresh)
         found = search.find([p.view(-1) for p in weights], [g.alive for g in groups], k)
-        if found and all(self._may(g, values, search.threshold) for g,(*_,values) in zip(groups, found)): return search,found
-        return None
+        if not found: return None
+        enough = all(self._may(g, values, search.threshold) for g,(*_,values) in zip(groups, found))
+        return (search,found) if enough else None
 
     def _may(self, g, values, threshold):
         "Are enough left in each group?"
@@ -59,7 +62,8 @@ class FullChoice:
         round_to:int,            # a multiple of this many units is left
         min_units:int            # units that each group has to keep
     ):
-        self.scorer,self.state,self.granularity,self.round_to,self.min_units = scorer,state,granularity,round_to,min_units
+        self.scorer,self.state,self.granularity = scorer,state,granularity
+        self.round_to,self.min_units = round_to,min_units
         self.relative = granularity.structured and not getattr(scorer.criterion, 'comparable', False)
 
     def choose(self,

@@ -66,7 +66,8 @@ class Coupling:
         "Why units have to stay."
         tied,weights = self.tied(units),{param_name(n, 'weight') for n in members}
         reasons = [why for us,why in self.graph.pins if _among(us, units)]
-        foreign = [p for p in tied if p in self.params and p not in weights and p.endswith('weight') and self.params[p].ndim>1]
+        foreign = [p for p in tied if p in self.params and p not in weights]
+        foreign = [p for p in foreign if p.endswith('weight') and self.params[p].ndim>1]
         # others read it no more, too
         if self.kind=='inputs': foreign = [p for p in foreign if left.get(owner_of(p)) in by_choice]
         reasons += [f'tied to {p!r}, which stays dense' for p in foreign]
@@ -81,7 +82,8 @@ class Coupling:
             (dim,own),param = tied[p],self.params[p]
             rows = number[own]
             same = torch.equal(rows, torch.arange(len(units)))
-            return Slices(p, tuple(d for d in range(param.ndim) if d!=dim), None, None if same else rows.to(param.device))
+            spans = tuple(d for d in range(param.ndim) if d!=dim)
+            return Slices(p, spans, None, None if same else rows.to(param.device))
         weights = [param_name(n, 'weight') for n in members]
         others = [_slices(p) for p in tied if p not in weights]
         joins = [why for us,why in self.graph.joins if _among(us, units)]
@@ -93,7 +95,7 @@ class Coupling:
         groups:list, # `Groups` of this kind
         numbers:list # for each of them the numbers of its units
     ) -> tuple: # for `Slices.across`
-        "The units along the other dimension of a weight: if it makes units, those that it reads, and the other way round."
+        "The units along the other dimension of a weight: if it makes units, those that it reads, and vice versa."
         graph,p = self.graph,self.params[param]
         other = ((d,u) for (n,d),u in graph.bound.items() if n==param and graph.role[n,d] not in (self.role,''))
         dim,units = next(other, (None,None))
@@ -109,7 +111,8 @@ class Coupling:
 
     def _elsewhere(self, units):
         "Those of the `units` that weights outside of all groups make, or read."
-        bound = [(p,d,u) for (p,d),u in self.graph.bound.items() if self.graph.role[p,d]==self.role and p in self.params]
+        bound = [(p,d,u) for (p,d),u in self.graph.bound.items() if self.graph.role[p,d]==self.role]
+        bound = [(p,d,u) for p,d,u in bound if p in self.params]
         bound = [(self.params[p],d,u) for p,d,u in bound if self.params[p].ndim>1 and _among(u, units)]
         return UngroupedUnits(bound) if bound else None
 

@@ -22,11 +22,11 @@ class LayerInfo:
     "What a criterion may know of a layer besides its weight."
     name: str                       # name of the layer in the model
     module: nn.Module               # the layer
-    input_scale: Tensor|None = None # standard deviation of what each element of the weight is multiplied with; broadcasts with the weight
+    input_scale: Tensor|None = None # standard deviation of what each element is multiplied with; broadcasts
     initial: Tensor|None = None     # the weight when training began
     previous: Tensor|None = None    # the weight when the masks were last updated
     gradient: Tensor|None = None    # gradient of the loss of the last batch
-    input_norm: Tensor|None = None  # root mean square of what each element is multiplied with; broadcasts with the weight
+    input_norm: Tensor|None = None  # root mean square of what each element is multiplied with; broadcasts
     norm_scale: Tensor|None = None  # size of the scale in the norm behind each element; broadcasts with the weight
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #70672ee1
@@ -39,7 +39,7 @@ def criterion(
     needs:str='',          # names of what it reads in the context, separated by spaces
     unit=mean_score,       # score of a unit, from the sum over its weights and their number
     comparable:bool=False, # do scores mean the same in every layer?
-    pointwise:bool=False   # is the score of a weight a function of that weight alone, which is 0 for 0? Then it is made where it is needed
+    pointwise:bool=False   # is a weight's score a function of it alone, 0 for 0? Then it is made where it is needed
 ): # a decorator
     "Say what a criterion needs, and how its scores are to be taken."
     def _mark(f):
@@ -167,8 +167,9 @@ def bn_scale(weight:Tensor, context:LayerInfo) -> Tensor:
     return context.norm_scale.expand_as(weight)
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #2838126e
-criteria = {f.__name__:f for f in (large_final, squared_final, small_final, random, lamp, large_init, small_init, large_init_large_final, small_init_small_final,
-    magnitude_increase, movement, movmag, updating_magnitude_increase, updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
+criteria = {f.__name__:f for f in (large_final, squared_final, small_final, random, lamp, large_init, small_init,
+    large_init_large_final, small_init_small_final, magnitude_increase, movement, movmag, updating_magnitude_increase,
+    updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #614b4070
 def get_criterion(
@@ -177,4 +178,5 @@ def get_criterion(
     "The criterion that is meant by a name or a function; a `ValueError` lists the names."
     if callable(criterion): return criterion
     if isinstance(criterion, str) and criterion in criteria: return criteria[criterion]
-    raise ValueError(f'criterion {criterion!r} is not known: take one of {", ".join(criteria)}, or a function (weight, context) -> score')
+    raise ValueError(f'criterion {criterion!r} is not known: take one of {", ".join(criteria)}, '
+        'or a function (weight, context) -> score')

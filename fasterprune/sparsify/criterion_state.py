@@ -67,7 +67,8 @@ class CriterionState:
         names            # names of its parameters that are scored
     ):
         unknown = set(needs) - set(_known_needs)
-        if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: what can be had is {", ".join(_known_needs)}')
+        if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: '
+            f'what can be had is {", ".join(_known_needs)}')
         self.needs,self.params = set(needs),{n:model.get_parameter(n) for n in names}
         self.layers = {n:model.get_submodule(owner_of(n)) for n in names}
         self.model,self.unwatch = model,noop
@@ -75,7 +76,8 @@ class CriterionState:
         self.units = {} # running mean of the score of each unit, by group, for criteria that read gradients
         for n,m in self.layers.items() if 'input_norm' in needs else ():
             if isinstance(m, nn.Embedding) or not hasattr(m, 'weight'): raise ValueError(f'layer {owner_of(n)!r}: '
-                f'a {type(m).__name__} reads no plain numbers, so its input has no norm; take another criterion, or leave it out')
+                f'a {type(m).__name__} reads no plain numbers, so its input has no norm; '
+                'take another criterion, or leave it out')
         self.refresh()
 
     def refresh(self):
@@ -87,7 +89,7 @@ class CriterionState:
     @property
     def informed(self) -> bool: # before the first batch it may not be
         "Is there what has to be measured?"
-        return ('input_norm' not in self.needs or bool(self.norms)) and ('gradient' not in self.needs or bool(self.units))
+        return not ('input_norm' in self.needs and not self.norms or 'gradient' in self.needs and not self.units)
 
     def watch(self):
         "Measure what the layers read in the next pass of the model; does nothing if that is not needed."
@@ -107,12 +109,14 @@ class CriterionState:
         return LayerInfo(owner_of(name), layer, **known)
 
     def _known(self, need, name, norm_scale, layer, p):
-        def missing(what, remedy): return ValueError(f'layer {owner_of(name)!r}: the criterion needs {what}, but {remedy}')
+        def missing(what, remedy):
+            return ValueError(f'layer {owner_of(name)!r}: the criterion needs {what}, but {remedy}')
         if need in ('initial','previous'):
             if name in self.weights: return self.weights[name].to(p)
             raise missing('weights of before', 'they have been forgotten: make a new Sparsifier')
         if need=='gradient':
-            if not p.requires_grad: raise missing('gradients', 'it is frozen (requires_grad is False): leave it out, or unfreeze it')
+            if not p.requires_grad: raise missing('gradients',
+                'it is frozen (requires_grad is False): leave it out, or unfreeze it')
             if p.grad is None: raise missing('gradients', 'there are none: call loss.backward() before')
             return p.grad
         if need=='input_norm':

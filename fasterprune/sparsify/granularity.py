@@ -68,11 +68,13 @@ class Granularity:
     ) -> str: # empty if it has such units
         "Why `layer` has no units of this kind."
         names = axes(layer)
-        if not names or self.spans and not set(self.spans.split()) & set(names): return f'a {type(layer).__name__} has no unit {self.name!r}'
+        none = not names or self.spans and not set(self.spans.split()) & set(names)
+        if none: return f'a {type(layer).__name__} has no unit {self.name!r}'
         if not self._tiles(): return ''
         if isinstance(layer, nn.Embedding): return f'an Embedding has no unit {self.name!r}'
         sizes = dict(zip(names, in_axes(layer, layer.weight).shape))
-        for size,tile,what in zip([sizes.get(a, sizes.get(b)) for a,b in (('filter','neuron'),('channel','feature'))], self._tiles(), ('outputs','inputs')):
+        outputs,inputs = sizes.get('filter', sizes.get('neuron')),sizes.get('channel', sizes.get('feature'))
+        for size,tile,what in zip((outputs,inputs), self._tiles(), ('outputs','inputs')):
             if size%tile: return f'its {size} {what} are not a multiple of {tile}, as {self.name!r} wants'
         return ''
 
@@ -81,7 +83,7 @@ class Granularity:
     ) -> str: # 'outputs', 'inputs' or ''
         "Is a unit all that makes one output of the layer, or all that reads one of its inputs?"
         left = set(axes(layer)) - {'group'} - set(self.spans.split())
-        return {frozenset({'filter'}):'outputs', frozenset({'neuron'}):'outputs', frozenset({'channel'}):'inputs', frozenset({'feature'}):'inputs'}.get(frozenset(left), '')
+        return 'outputs' if left in ({'filter'},{'neuron'}) else 'inputs' if left in ({'channel'},{'feature'}) else ''
 
     def __str__(self): return self.name
 
@@ -134,7 +136,8 @@ def get_granularity(
         if granularity in granularities: return granularities[granularity]
         if found := re.fullmatch(r'(\d+):(\d+)', granularity): return n_of_m(*map(int, found.groups()))
         if found := re.fullmatch(r'block\((\d+), ?(\d+)\)', granularity): return block(*map(int, found.groups()))
-    raise ValueError(f"granularity {granularity!r} is not known: take one of {', '.join(granularities)}, '1:4', 'block(8,2)', or a `Granularity`")
+    raise ValueError(f"granularity {granularity!r} is not known: take one of {', '.join(granularities)}, "
+        "'1:4', 'block(8,2)', or a `Granularity`")
 
 # %% ../../nbs/sparsify/04_granularity.ipynb #e0839c3f
 def has_numpy(
@@ -153,7 +156,8 @@ def lowest(
     if flat.dtype in (torch.float16, torch.bfloat16): flat = flat.float()
     if has_numpy(flat): return torch.from_numpy(_lowest_on_cpu(flat.numpy(), k)).view(scores.shape)
     n = len(flat)
-    threshold = flat.topk(k, largest=False, sorted=False).values.max() if 2*k<=n else flat.topk(n-k+1, sorted=False).values.min()
+    if 2*k<=n: threshold = flat.topk(k, largest=False, sorted=False).values.max()
+    else: threshold = flat.topk(n-k+1, sorted=False).values.min()
     chosen,ties = flat < threshold, flat == threshold
     chosen |= ties & (ties.cumsum(0, dtype=torch.int32) <= k-chosen.sum()) # all on the device: nothing is waited for
     return chosen.view(scores.shape)
@@ -163,7 +167,7 @@ def kth_lowest(
     k:int,        # counted from 0
     m:int=1<<14   # size of a sample, for 16 times as many and more
 ) -> float: # one of `x`
-    "The `k`-th lowest: of many values only those are sorted out that lie between two of a sample, around where it has to be."
+    "The `k`-th lowest: of many values only those are sorted out that lie between two of a sample, around it."
     if len(x) > 16*m:
         sample = np.sort(x[::len(x)//m])
         rank,reach = k*len(sample)/len(x),2*len(sample)**.5
@@ -200,7 +204,8 @@ def best_of_neighbors(
     names = axes(layer)
     dim = names.index('channel' if 'channel' in names else 'feature')
     tiles = in_axes(layer, score).unflatten(dim, (-1,m))
-    best = torch.zeros_like(tiles, dtype=torch.bool).scatter_(dim+1, tiles.topk(n, dim=dim+1).indices, True) if m>8 else _by_rank(tiles, dim+1, n)
+    if m<=8: best = _by_rank(tiles, dim+1, n)
+    else: best = torch.zeros_like(tiles, dtype=torch.bool).scatter_(dim+1, tiles.topk(n, dim=dim+1).indices, True)
     return best.flatten(dim, dim+1).reshape(score.shape)
 
 def _by_rank(tiles, dim, n):

@@ -34,7 +34,8 @@ class Slices:
         "The sum over each unit."
         return self.collect(self.sums(t), n)
 
-    def sums(self, t): return (self.seen(t).sum(self.spans) if self.spans else self.seen(t)).flatten() # one for each slice
+    def sums(self, t): # one for each slice
+        return (self.seen(t).sum(self.spans) if self.spans else self.seen(t)).flatten()
 
     def collect(self,
         values:Tensor, # one for each slice
@@ -74,7 +75,8 @@ class Slices:
         "The slices of what is left of the parameter; the units keep their numbers."
         at = self.spread(torch.arange(n, device=next(iter(kept.values())).device), p, -1)
         cut,across = {d:k for d,k in kept.items() if at.shape[d]==p.shape[d]},self.across
-        if across and across[0] in kept: across = (across[0], *[(g, number[kept[across[0]]]) for g,number in across[1:]])
+        if across and across[0] in kept:
+            across = (across[0], *[(g, number[kept[across[0]]]) for g,number in across[1:]])
         if not cut: return Slices(self.param, self.spans, self.shape, self.rows, across)
         for d,k in cut.items(): at = at.index_select(d, k)
         return Slices(self.param, self.spans if self.shape is None else (), None, at.flatten(), across)
@@ -219,12 +221,13 @@ def head_groups(
     return Groups([_heads(n, m) for n,m in selected.items()])
 
 def _head_slices(n, m, name, lead, dim=0):
-    "The slices of a parameter along `dim`, in which there are `lead` matrices below each other; none if it is not there."
+    "The slices of a parameter along `dim`, with `lead` matrices below each other; none if it is not there."
     owner,_,attr = name.rpartition('.')
     p,h = getattr(m.get_submodule(owner), attr, None),m.num_heads
     if not isinstance(p, nn.Parameter): return []
-    if p.shape[dim]%(lead*h): raise ValueError(f'layer {n!r}: the {p.shape[dim]} {"columns" if dim else "rows"} of {name!r} '
-        f'are not {lead} times {h} heads of the same size; take another granularity, or leave it out of `layers`')
+    if p.shape[dim]%(lead*h): raise ValueError(f'layer {n!r}: the {p.shape[dim]} {"columns" if dim else "rows"} '
+        f'of {name!r} are not {lead} times {h} heads of the same size; '
+        'take another granularity, or leave it out of `layers`')
     shape = [*p.shape[:dim], *([lead] if lead>1 else []), h, p.shape[dim]//(lead*h), *p.shape[dim+1:]]
     at = dim + (lead>1)
     return [Slices(param_name(n, name), tuple(d for d in range(len(shape)) if d!=at), tuple(shape))]

@@ -26,7 +26,7 @@ class KeepZeros(Callback):
         "Find the zeros at the first batch of a fit, which shows what belongs to dead filters."
         if self.masks is not None: return
         try: self.masks = find_zeros(self.model, first_items(self.xb))
-        except ValueError: self.masks = find_zeros(self.model) # a model that can't be captured: its norms are left alone
+        except ValueError: self.masks = find_zeros(self.model) # it can't be traced: its norms are left alone
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
         self.zeros,self.denormal_guard = Zeros(self.masks),DenormalGuard()
 

@@ -61,7 +61,7 @@ def _as_list(patterns): return list(patterns) if isinstance(patterns, (list,tupl
 
 def matching(
     layers:dict,      # layers by name
-    patterns,         # name, glob, type, or function of the layer or of (name, layer), or a list; each has to match something
+    patterns,         # name, glob, type, or function of the layer or of (name, layer), or a list; each has to match
     what:str='layers' # what they are for, for the message
 ) -> list: # names
     "Names of the `layers` that one of `patterns` chooses; a `ValueError` if one of them chooses none."
@@ -70,7 +70,8 @@ def matching(
         if not (isinstance(p, str) or callable(p)): raise ValueError(f'{what} {p!r}: give the name of a layer, '
             f'a glob, a type or a function, e.g. {next(iter(layers))!r}')
         if not any(_accepts(p, n, m) for n,m in layers.items()): raise ValueError(f'{what} {p!r} matches no layer: '
-            'there are ' + ', '.join(f'{n!r}' for n in [*layers][:10]) + f', ... ({len(layers)} in all)'*(len(layers)>10))
+            'there are ' + ', '.join(f'{n!r}' for n in [*layers][:10])
+            + f', ... ({len(layers)} in all)'*(len(layers)>10))
     return [n for n,m in layers.items() if any(_accepts(p, n, m) for p in patterns)]
 
 # %% ../../nbs/sparsify/05_layer_filter.ipynb #63949476
@@ -96,7 +97,8 @@ class LayerChoice:
     def not_chosen(self, n, m):
         if n in self.chosen: return ''
         if n in self.excluded: return by_choice[1]
-        return 'an Embedding, not named in `layers`' if self.by_default and isinstance(m, nn.Embedding) else by_choice[0]
+        unnamed = self.by_default and isinstance(m, nn.Embedding)
+        return 'an Embedding, not named in `layers`' if unnamed else by_choice[0]
 
     def is_excluded(self, n, m): return by_choice[1] if n in self.excluded else ''
 
@@ -116,7 +118,8 @@ class LayerChoice:
 
     def _unsuited(self, m):
         name,single = self.granularity.name,not (self.granularity.structured or self.granularity.n_of_m)
-        if isinstance(m, recurrent): return '' if single else f'of a recurrent layer only single weights can be zeroed, no {name!r}'
+        if isinstance(m, recurrent):
+            return '' if single else f'of a recurrent layer only single weights can be zeroed, no {name!r}'
         if name=='head': return '' if is_attention(m) else f"a {type(m).__name__} has no unit 'head'"
         return self.granularity.unsuited(m)
 
@@ -139,10 +142,10 @@ def _whole_layers(left, stored):
 def select_layers(
     model:nn.Module,      # the model
     granularity='weight', # a `Granularity` or its name
-    layers=None,          # name, glob, type or function, or a list of such; `None`: all convolutions, Linear and recurrent layers
+    layers=None,          # name, glob, type or function, or a list; `None`: all but Embeddings
     exclude=None          # the same, for what to leave dense
 ) -> tuple: # dict of the layers to sparsify by name, dict of the reasons for those left dense
-    "The layers of `model` that take part, and why others do not; a `ValueError` if there are none, or a name matches none."
+    "The layers of `model` that take part, and why others do not; a `ValueError` if none do, or a name matches none."
     choice = LayerChoice(model, granularity := get_granularity(granularity), layers, exclude)
     left = choice.reasons()
     selected = {n:choice.found[n] for n in choice.chosen if n not in left}

@@ -25,7 +25,8 @@ def sample_of(
     "A batch of inputs as the model gets them; random numbers are drawn as if it had not been asked for."
     dl = next((dl for dl in learn.dls.loaders[1::-1] if len(dl)), learn.dls.train)
     with no_random(): batch = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
-    n_inp,device = getattr(learn.dls, 'n_inp', max(1, len(batch)-1)),next((p.device for p in learn.model.parameters()), None)
+    n_inp = getattr(learn.dls, 'n_inp', max(1, len(batch)-1))
+    device = next((p.device for p in learn.model.parameters()), None)
     return map_tensors(lambda x: cast(x, Tensor).to(device), tuple(batch[:n_inp]))
 
 # %% ../../nbs/sparsify/20_mask_callback.ipynb #54d1ca94
@@ -94,12 +95,13 @@ class MaskCallback(Callback):
         if not hasattr(self.learn, 'recorder'): return
         names,column = self.recorder.metric_names,type(self).column
         longer = f'{column}_{getattr(self, "granularity", len(names))}'
-        self.column = next(o for o in [column, longer, *[f'{longer}_{i}' for i in range(2, len(names)+2)]] if o not in names)
+        options = [column, longer, *[f'{longer}_{i}' for i in range(2, len(names)+2)]]
+        self.column = next(o for o in options if o not in names)
         names.insert(len(names)-self.recorder.add_time, self.column)
 
     def before_epoch(self): self.trained = False
     def before_train(self):
-        "Check what can be checked before anything is trained; `before_fit` is no place for it, as `validate` has one, too."
+        "Check what can be checked before anything is trained; not in `before_fit`, as `validate` has one, too."
         self.trained = True
         if not self.pending: return
         check_model(self.model, may_be_lazy=True)
@@ -110,8 +112,9 @@ class MaskCallback(Callback):
         "A `ValueError` if the schedule does not fit into the training, or gives no fractions."
         for pos in np.linspace(0, 1, 11): self.schedule(float(pos))
         start,end = self.span(self.n_epoch)
-        if not 0 <= start < end <= 1: raise ValueError(f'the schedule goes from {self.start_epoch!r} to {self.end_epoch!r}, '
-            f'which is {start:g} to {end:g} of {self.n_epoch} epochs: it has to begin before it ends, within the training; '
+        if not 0 <= start < end <= 1: raise ValueError('the schedule goes from '
+            f'{self.start_epoch!r} to {self.end_epoch!r}, which is {start:g} to {end:g} of {self.n_epoch} epochs: '
+            'it has to begin before it ends, within the training; '
             'whole numbers are epochs, floats are fractions of the training')
 
     def before_batch(self):
@@ -137,13 +140,13 @@ class MaskCallback(Callback):
 
     def after_backward(self): self.sparsifier.apply_grad()
     def after_step(self):
-        "Zero what is dead, and as many units as the schedule wants by now: if others zero, too, once all of them have done so."
+        "Zero what is dead, and as many units as the schedule wants: if others zero, too, once all have done so."
         if self.alone: self._update()
         else: self.sparsifier.apply()
         self.denormal_guard.step(self.opt)
 
     def after_batch(self):
-        "Do so now if it was not done after the step, or there was none, as gradients are accumulated or were not finite."
+        "Do so now if there was no step, as gradients are accumulated or were not finite, or others zero, too."
         if self.pending: return # another callback has cancelled the first batch
         if not self.history or self.history[-1][0]!=self.position: self._update()
 
@@ -156,7 +159,8 @@ class MaskCallback(Callback):
 
     def after_validate(self):
         "Report what is really zero."
-        if self.trained and not self.pending and hasattr(self.learn, 'recorder'): self.recorder.log.append(self.sparsifier.sparsity())
+        if not self.trained or self.pending or not hasattr(self.learn, 'recorder'): return
+        self.recorder.log.append(self.sparsifier.sparsity())
 
     def _wanted(self, target, start):
         "Positions in the training, and the sparsity that the schedule wants there."

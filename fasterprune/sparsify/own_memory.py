@@ -40,14 +40,16 @@ def check_memory(
     for n in names:
         p = params[n]
         if _plain(p) and _repeats(p): raise ValueError(f'{n!r} is expanded: its {p.numel()} elements lie in memory for '
-            f'{len(np.unique(_addresses(p)))}, so that a zero would be several; give each element its own: `p.data = p.data.clone()`')
+            f'{len(np.unique(_addresses(p)))}, so that a zero would be several; '
+            'give each element its own: `p.data = p.data.clone()`')
     for n,p in params.items():
         if _plain(p) and (id(p) not in found or n in names): found[id(p)] = n,p
     open_ = []
     for n,p in sorted(found.values(), key=lambda f: (str(f[1].device), f[1].data_ptr())):
         open_ = [(m, q) for m,q in open_ if q.device==p.device and _last(q)>p.data_ptr()]
         for m,q in open_:
-            if (n in names or m in names) and _overlap(p, q): raise ValueError(f'{m!r} and {n!r} share memory, but are two '
-                'parameters, so that a zero in one would be one in the other: let them be the same parameter, '
-                'as in `b.weight = a.weight`, or give each its own memory: `p.data = p.data.clone()`')
+            if (n in names or m in names) and _overlap(p, q): raise ValueError(f'{m!r} and {n!r} share memory, '
+                'but are two parameters, so that a zero in one would be one in the other: '
+                'let them be the same parameter, as in `b.weight = a.weight`, or give each its own memory: '
+                '`p.data = p.data.clone()`')
         open_.append((n, p))

@@ -38,13 +38,14 @@ class RegularizeCallback(Callback):
     def __init__(self,
         strength:float=1e-3,  # the factor of the penalty, 0 or more; about 1e-3 with SGD, 0.1 with Adam
         granularity='filter', # what a unit is: a `Granularity` or its name
-        layers=None,          # name, glob, type or function of layers, or a list; `None`: all convolutions and Linear layers
+        layers=None,          # name, glob, type or function, or a list; `None`: all convolutions and Linear layers
         exclude=None,         # the same, for what to leave alone
         coupled:bool=True,    # are units that the graph ties together one?
         schedule=None,        # fraction of the strength by the position in training; `None`: all of it throughout
         decoupled:bool=True   # move the units after each step, which gives real zeros; or add the penalty to the loss?
     ):
-        if not 0 <= strength < float('inf'): raise ValueError(f'strength={strength}: it is a factor, 0 or more; try 1e-3')
+        finite = 0 <= strength < float('inf')
+        if not finite: raise ValueError(f'strength={strength}: it is a factor, 0 or more; try 1e-3')
         store_attr('strength,layers,exclude,coupled,decoupled')
         self.granularity,self.schedule = get_granularity(granularity),schedule and get_schedule(schedule)
         self.groups = ()
@@ -92,7 +93,8 @@ class RegularizeCallback(Callback):
             free = [s for s in g.weights+g.others if self.params[s.param].requires_grad]
             if not free: continue
             norms = unit_norms(g, self.params)
-            factor = (1 - rates[id(self.params[free[0].param])]*self.now*root/norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
+            rate = rates[id(self.params[free[0].param])]
+            factor = (1 - rate*self.now*root/norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
             for s in free:
                 p = self.params[s.param]
                 p.mul_(s.spread(factor, p, 1.)).add_(0.) # of -0.0 it makes 0.0
@@ -101,7 +103,8 @@ class RegularizeCallback(Callback):
     def norms(self
     ) -> dict: # name of a group -> norm of each of its units
         "The norms of the units as they are now."
-        if not self.groups: raise ValueError('nothing has been trained yet: the units are found at the first batch of a fit')
+        if not self.groups: raise ValueError('nothing has been trained yet: '
+            'the units are found at the first batch of a fit')
         return {g.name:unit_norms(g, self.params).cpu() for g in self.groups}
 
     def plot_norms(self,

@@ -17,10 +17,11 @@ from .layer_filter import matrices_in, param_name, recurrent, stored_weights
 
 # %% ../../nbs/sparsify/17_reports.ipynb #00394584
 def _matrices(model):
-    "All layers, or matrices of recurrent ones, by name: the layer and its weights; one that is computed from others as it comes out."
+    "Layers, or matrices of recurrent ones, by name: the layer and its weights; a computed one as it comes out."
     found = {}
     for n,m in model.named_modules():
-        if isinstance(m, nn.MultiheadAttention): found[n] = m,[p for p in m._parameters.values() if p is not None and p.ndim>1]
+        if isinstance(m, nn.MultiheadAttention):
+            found[n] = m,[p for p in m._parameters.values() if p is not None and p.ndim>1]
         for a in matrices_in(m): found[param_name(n, a) if isinstance(m, recurrent) else n] = m,[getattr(m, a)]
     for n,(m,p) in stored_weights(model).items():
         if p: found[n] = m,[model.get_parameter(p)]
@@ -43,7 +44,8 @@ def count_units(
     held = _matrices(model)
     for n,why in left.items():
         ps = [p for k,(m,ps) in held.items() for p in ps if n in (k, *[owner_of(k)]*isinstance(m, recurrent))]
-        rows.append(dict(layer=n or 'the model', units=sum(p.numel() for p in ps), zero=sum(int((p==0).sum()) for p in ps),
+        zero = sum(int((p==0).sum()) for p in ps)
+        rows.append(dict(layer=n or 'the model', units=sum(p.numel() for p in ps), zero=zero,
             note=f'left dense ({why}); counted in weights'))
     return _table(rows, 'units')
 
@@ -61,15 +63,15 @@ def sparsity_report(
             out = by_output(m, p)
             rows.append(dict(layer=n or 'the model', type=type(m).__name__, weights=p.numel(), zero=int((p==0).sum()),
                 outputs=len(out), zero_outputs=int((out==0).all(1).sum())))
-    if not rows: raise ValueError(f'{type(model).__name__} has no convolution, Linear or recurrent layer, Embedding or attention: '
-        'there is nothing to count')
+    if not rows: raise ValueError(f'{type(model).__name__} has no convolution, Linear or recurrent layer, '
+        'Embedding or attention: there is nothing to count')
     total = {k:sum(r[k] for r in rows) for k in ('weights','zero','outputs','zero_outputs')}
     return _table(rows + [dict(layer='total', type='', **total)], 'weights')
 
 # %% ../../nbs/sparsify/17_reports.ipynb #feb611d6
 def find_zeros(
     model:nn.Module, # a model with zeros
-    sample=None      # a batch as the model takes it, to find the norms that belong to dead filters; `None`: norms are left alone
+    sample=None      # a batch as the model takes it, to find the norms of dead filters; `None`: norms are left alone
 ) -> dict: # parameter name -> mask, `True` where it is free to learn
     "Masks that hold the zeros of `model`; a tensor of nothing but zeros counts as not yet learned."
     check_model(model, may_be_lazy=sample is not None)
@@ -96,7 +98,8 @@ def _zeros_of_layer(n, m):
 def _zeros_of_units(graph, params, masks):
     "Masks of what belongs to units that nothing makes any more."
     made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes'}
-    made = {(p,dim):units for (p,dim),units in made.items() if p in params or p in graph.layers} # other buffers go with their units
+    # other buffers go with their units
+    made = {(p,dim):units for (p,dim),units in made.items() if p in params or p in graph.layers}
     alive,makes = torch.zeros(2, graph.n_units, dtype=torch.bool)
     for (p,dim),units in made.items():
         if (w := graph.tensors[p].detach()).ndim<2: continue

@@ -24,7 +24,8 @@ class Schedule:
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f'schedule from {self.start} to {self.end}: both are positions in the training, 0 <= start <= end <= 1')
+            raise ValueError(f'schedule from {self.start} to {self.end}: '
+                'both are positions in the training, 0 <= start <= end <= 1')
 
     def __call__(self,
         pos:float # position in the training, in [0,1]
@@ -33,7 +34,8 @@ class Schedule:
         if not 0 <= pos <= 1: raise ValueError(f'position {pos}: it is a fraction of the training, in [0,1]')
         if pos >= self.end: return 1.
         fraction = 0. if pos < self.start else float(self.func((pos-self.start)/(self.end-self.start)))
-        if not -1e-9 <= fraction <= 1+1e-9: raise ValueError(f'the schedule gives {fraction} at position {pos:g}: it has to be a fraction of the target, in [0,1]')
+        if not -1e-9 <= fraction <= 1+1e-9: raise ValueError(f'the schedule gives {fraction} at position {pos:g}: '
+            'it has to be a fraction of the target, in [0,1]')
         return min(max(fraction, 0.), 1.)
 
     def __repr__(self):
@@ -56,14 +58,15 @@ class Schedule:
 # %% ../../nbs/sparsify/01_schedules.ipynb #e7c1717b
 @dataclass(frozen=True, repr=False)
 class ScheduleFamily(Schedule):
-    "A `Schedule` whose formula has constants: called with a position it gives the fraction, with constants a `Schedule`."
+    "A `Schedule` whose formula has constants: a position gives the fraction, constants give a `Schedule`."
 
     def __call__(self,
         *args,  # a position in [0,1], or the constants in the order of the formula
         **consts # constants by name
     ): # the fraction at the position, or the `Schedule` with these constants
         "The fraction at a position, or the schedule with other constants."
-        if len(args)==1 and not consts and (isinstance(args[0], float) or 0 <= args[0] <= 1): return super().__call__(args[0])
+        is_position = len(args)==1 and not consts and (isinstance(args[0], float) or 0 <= args[0] <= 1)
+        if is_position: return super().__call__(args[0])
         inspect.signature(self.func).bind(0., *args, **consts)
         names = list(inspect.signature(self.func).parameters)[1:]
         family = ScheduleFamily(partial(self.func, **dict(zip(names, args)), **consts), self.start, self.end)
@@ -106,4 +109,5 @@ def get_schedule(
     if isinstance(schedule, Schedule): return schedule
     if isinstance(schedule, str) and schedule in schedules: return schedules[schedule]
     if callable(schedule): return Schedule(schedule)
-    raise ValueError(f'schedule {schedule!r} is not known: take one of {", ".join(schedules)}, or a function of the position')
+    raise ValueError(f'schedule {schedule!r} is not known: take one of {", ".join(schedules)}, '
+        'or a function of the position')

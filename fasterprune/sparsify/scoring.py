@@ -28,7 +28,8 @@ class UnitScorer:
     ):
         self.criterion,self.params,self.state,self.workspace = criterion,params,state,workspace
         self.pointwise = getattr(criterion, 'pointwise', False)
-        self.of_weights = torch.abs if criterion is large_final else partial(criterion, context=None) # if it is pointwise
+        # of a pointwise criterion
+        self.of_weights = torch.abs if criterion is large_final else partial(criterion, context=None)
         self.finite = {} # are the scores of a layer, where that is not waited for?
 
     def score(self,
@@ -59,7 +60,8 @@ class UnitScorer:
         "The sum of the scores in each unit's slices of a weight, and how many weights count."
         if self._by_rows(group, s, p):
             sums,k = row_sums(self.of_weights, p.flatten(1), _live_columns(s, p), self.workspace)
-            if np.isfinite(sums.numpy().sum()): return s.collect(sums, group.n),s.collect(torch.full_like(sums, k), group.n)
+            counts = torch.full_like(sums, k)
+            if np.isfinite(sums.numpy().sum()): return s.collect(sums, group.n),s.collect(counts, group.n)
         score = self._weight_scores(s, p, norm)
         if not group.kind or s.shape is not None:
             sums = s.sums(score)
@@ -80,8 +82,8 @@ class UnitScorer:
         return self._checked(self.criterion(p, self.state.context(s.param, scale)), p, owner_of(s.param))
 
     def _checked(self, score, weight, layer):
-        if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores of shape {tuple(score.shape)} '
-            f'for weights of {tuple(weight.shape)}; it has to give one for each weight')
+        if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores '
+            f'of shape {tuple(score.shape)} for weights of {tuple(weight.shape)}; it has to give one for each weight')
         finite = score.sum(dtype=torch.float32).isfinite() # much faster than looking at each
         if not has_numpy(score): self.finite[layer] = finite & self.finite.get(layer, True)
         elif not finite and (bad := int((~score.isfinite()).sum())):
@@ -89,7 +91,7 @@ class UnitScorer:
         return score.float()
 
     def norm_scale(self, group):
-        "The size of the scale in the norms behind each unit, their mean if there are several; `None` if it is not needed."
+        "The size of the scale in the norms behind each unit, their mean if there are several; `None` if not needed."
         if 'norm_scale' not in self.state.needs: return None
         scales = [s for s in group.others if self.params[s.param].ndim==1 and s.param.endswith('weight')]
         if not scales: return None
@@ -101,8 +103,9 @@ class UnitScorer:
         "A `ValueError` if weights are not finite, or the criterion can't be told what it needs."
         for n in self.state.params:
             p = self.params[n].detach()
-            if not p.sum(dtype=torch.float32).isfinite() and (bad := int((~p.isfinite()).sum())): raise ValueError(f'layer {owner_of(n)!r}: '
-                f'{bad} of {p.numel()} weights are not finite: load a sound checkpoint, or leave the layer out')
+            if not p.sum(dtype=torch.float32).isfinite() and (bad := int((~p.isfinite()).sum())):
+                raise ValueError(f'layer {owner_of(n)!r}: {bad} of {p.numel()} weights are not finite: '
+                    'load a sound checkpoint, or leave the layer out')
         for g in groups:
             name = g.weights[0].param
             no_norm = 'norm_scale' in self.state.needs and self.norm_scale(g) is None

@@ -15,7 +15,9 @@ from .workspace import Workspace, piece
 # %% ../../nbs/sparsify/13_selection.ipynb #592e3e76
 def _scores(score, t): return score(t).detach().numpy()
 
-def _surely(r, m=np.inf): return r + 4*(r + r*r/m)**.5 + 4 # to look for so many gives `r`, if how dense they are was told by `m` others
+def _surely(r, m=np.inf):
+    "To look for so many gives `r`, if how dense they are was told by `m` others."
+    return r + 4*(r + r*r/m)**.5 + 4
 
 def _bound(score, tensors, alive, k):
     "A score below which there are probably at least `k` that are alive, by a sample."
@@ -25,9 +27,9 @@ def _bound(score, tensors, alive, k):
     return np.partition(sample, rank)[rank] if rank<len(sample) else np.inf
 
 class LowestAlive:
-    "Finds the lowest scores of what is alive, step after step, and kills what they belong to; what is dead is zeroed in the same pass."
+    "Finds the lowest scores of what is alive and kills what they belong to; the dead are zeroed in the same pass."
     def __init__(self,
-        score,         # a function of a tensor that gives a score for each of its elements, which depends on that element alone
+        score,         # a function of a tensor: a score for each of its elements, which depends on that element alone
         workspace=None # a `Workspace`; `None`: a new one
     ):
         self.score,self.workspace = score,workspace or Workspace()
@@ -36,7 +38,8 @@ class LowestAlive:
     def _bounds(self, tensors, alive, k):
         "Below what to look for them: as the last step tells, then as a sample tells, then everywhere."
         reach = self.reach/self.beyond*_surely(k, self.beyond) if self.beyond else np.inf
-        if reach < .5*self.threshold: yield self.threshold + reach*(1+reach/self.threshold) # the farther, the fewer there may be
+        # the farther, the fewer there may be
+        if reach < .5*self.threshold: yield self.threshold + reach*(1+reach/self.threshold)
         yield _bound(self.score, tensors, alive, k)
         yield np.inf
 
@@ -44,7 +47,7 @@ class LowestAlive:
         tensors:list, # flat tensors on the CPU; what is not alive is zeroed
         alive:list,   # for each of them a mask, True for those that compete; there are at least `k`
         k:int         # how many, 1 or more
-    ) -> list|None: # for each tensor, as arrays: itself, its mask, indices of those that come close, their scores; `None` if scores are not finite
+    ) -> list|None: # for each tensor arrays: itself, mask, indices of what comes close, scores; `None`: not finite
         "Look for the `k` lowest scores of all tensors together; among equals for the first ones."
         arrays = [(t.numpy(), a.numpy()) for t,a in zip(tensors, alive)]
         for bound in self._bounds(tensors, alive, k):
@@ -52,7 +55,8 @@ class LowestAlive:
             ends,at,values = found
             if (n := ends[-1]) >= k: break
         self.threshold = float(kth_lowest(values, k-1))
-        self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0 # how far it was looked beyond, and how many are there
+        # how far it was looked beyond, and how many are there
+        self.reach,self.beyond = float(bound)-self.threshold,n-k if np.isfinite(bound) else 0
         if np.count_nonzero(values<=self.threshold)>k: values[~up_to(values, self.threshold, k)] = np.inf # they stay
         return [(a, m, at[i:j], values[i:j]) for (a,m),i,j in zip(arrays, ends, ends[1:])]
 
@@ -63,13 +67,15 @@ class LowestAlive:
         return [self.workspace.kill(*f, self.threshold) for f in found]
 
     def _close(self, tensors, arrays, bound, k):
-        "Where scores of what is alive are at most `bound`, and what they are: the ends of each tensor's part, the indices, the scores; `None` if they are not finite."
+        "Where scores of the alive are at most `bound`: the ends of each part, indices, scores; `None`: not finite."
         sizes = [*map(len, tensors)]
         short,room = max(sizes) < 1<<31,2*k + sum(sizes)//1024 + 64
         while True:
-            at,values,ends = np.empty(room, np.int32 if short else np.int64),np.empty(room, np.float32),[0] # only what is written takes memory
+            # only what is written takes memory
+            at,values,ends = np.empty(room, np.int32 if short else np.int64),np.empty(room, np.float32),[0]
             for t,(a,m) in zip(tensors, arrays):
-                i,loop = ends[-1],self.workspace.loop('lowest_loop', a, m) if self.score is torch.abs and short else None
+                i,fits = ends[-1],self.score is torch.abs and short
+                loop = self.workspace.loop('lowest_loop', a, m) if fits else None
                 n = loop(a, m, bound, at[i:], values[i:]) if loop else self._by_numpy(t, m, bound, at[i:], values[i:])
                 if n<0: return None
                 ends.append(i+n)
@@ -93,7 +99,7 @@ class LowestAlive:
 
 # %% ../../nbs/sparsify/13_selection.ipynb #6801ce83
 def row_sums(
-    score,    # a function of a tensor that gives a score for each of its elements, which depends on that element alone and is 0 for 0
+    score,    # a function of a tensor: a score for each of its elements, which depends on it alone and is 0 for 0
     t:Tensor, # (rows, columns), on the CPU
     counts:Tensor=None,# (columns,), bool: which columns count; `None`: all
     workspace=None     # a `Workspace`; `None`: a new one

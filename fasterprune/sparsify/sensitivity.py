@@ -55,14 +55,15 @@ def _hull(points):
     "The lower convex hull of points that are sorted by their first coordinate."
     hull = []
     for x,y in points:
-        while len(hull)>1 and (hull[-1][1]-hull[-2][1])*(x-hull[-1][0]) >= (y-hull[-1][1])*(hull[-1][0]-hull[-2][0]): hull.pop()
+        def _above(a, b): return (b[1]-a[1])*(x-b[0]) >= (y-b[1])*(b[0]-a[0])
+        while len(hull)>1 and _above(*hull[-2:]): hull.pop()
         hull.append((x,y))
     return hull
 
 @dataclass
 class Sensitivity:
     "What sparsifying one layer at a time does to a network."
-    frame: pd.DataFrame # a row for each layer and sparsity, with the loss and the metrics; sparsity 0 is the network as it is
+    frame: pd.DataFrame # a row for each layer and sparsity, with loss and metrics; sparsity 0 is the network as it is
     units: dict         # layer -> how many units it has
 
     def __repr__(self): return repr(self.table())
@@ -102,7 +103,8 @@ class Sensitivity:
             hull = _hull([(round(s*self.units[name]), l) for s,l in zip(d.sparsity, d.loss)])
             pieces += [((y1-y0)/(x1-x0), name, x1-x0) for (x0,y0),(x1,y1) in zip(hull, hull[1:]) if x1>x0]
         most = sum(n for *_,n in pieces)
-        if most < total: raise ValueError(f'sparsity {sparsity}: the layers have been tried up to {most/sum(self.units.values()):.3g} in all; '
+        if most < total: raise ValueError(f'sparsity {sparsity}: '
+            f'the layers have been tried up to {most/sum(self.units.values()):.3g} in all; '
             'call `sensitivity` with larger `sparsities`, or ask for less')
         gone = dict.fromkeys(self.units, 0)
         for _,name,n in sorted(pieces, key=lambda p: p[0]): gone[name] += min(n, total-sum(gone.values()))
@@ -119,8 +121,9 @@ def sensitivity(
     coupled:bool=True,             # are units that the graph ties together one?
     dl=None                        # what to validate on; `None`: the validation set
 ) -> Sensitivity:
-    "Sparsify one layer at a time, and validate. Layers that are tied are one; sparsities that would empty a layer are left out."
-    sp = Sparsifier(learn.model, granularity, 'local', criterion, layers, exclude, coupled, first_items(sample_of(learn)))
+    "Sparsify one layer at a time, and validate. Tied layers are one; sparsities that would empty a layer are left out."
+    sample = first_items(sample_of(learn))
+    sp = Sparsifier(learn.model, granularity, 'local', criterion, layers, exclude, coupled, sample)
     _measure(learn, sp)
     names = ['loss'] + [m.name for m in learn.metrics]
     def _validate():

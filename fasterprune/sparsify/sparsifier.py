@@ -30,17 +30,18 @@ from .units import find_groups
 
 # %% ../../nbs/sparsify/18_sparsifier.ipynb #ec5f7059
 def _unmeasured(model):
-    "Layers that are used without being called, by `nn.MultiheadAttention` or within a recurrent layer: their input can't be measured."
+    "Layers that `nn.MultiheadAttention` and recurrent layers use without a call: their input can't be measured."
     silent = {f'{n}.out_proj'.lstrip('.') for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    return silent | {n for n,(m,p) in stored_weights(model).items() if isinstance(m, recurrent) or p and p.endswith('_raw')}
+    stored = stored_weights(model).items()
+    return silent | {n for n,(m,p) in stored if isinstance(m, recurrent) or p and p.endswith('_raw')}
 
 def _leave_unmeasured(groups, left, model):
     "The groups whose input can be measured; the others are left dense."
     silent = _unmeasured(model)
     left.update({n:'its input cannot be measured' for g in groups for n in g.layers if n in silent})
     groups = Groups(g for g in groups if not silent & set(g.layers))
-    if not groups: raise ValueError(f'no layer can be sparsified: the input of {", ".join(map(repr, left))} cannot be measured; '
-        'take another criterion')
+    if not groups: raise ValueError('no layer can be sparsified: '
+        f'the input of {", ".join(map(repr, left))} cannot be measured; take another criterion')
     return groups
 
 # %% ../../nbs/sparsify/18_sparsifier.ipynb #ec71e27a
@@ -53,7 +54,7 @@ class Sparsifier:
         criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
-        coupled:bool=True,     # are units that the graph ties together one? Matters for filters, neurons, channels and features
+        coupled:bool=True,     # are units that the graph ties together one? Of filters, neurons, channels and features
         sample=None,           # a batch as the model takes it, to see the graph; needed if `coupled` matters
         round_to:int=1,        # leave a multiple of this many units in each group, or all of them
         min_units:int=1        # leave at least this many units in each group
@@ -79,7 +80,8 @@ class Sparsifier:
     def _check_settings(self):
         get_context(self.context)
         for name in ('round_to','min_units'):
-            if not (isinstance(k := getattr(self, name), int) and k>=1): raise ValueError(f'{name}={k!r}: it counts units, 1 or more')
+            k = getattr(self, name)
+            if not (isinstance(k, int) and k>=1): raise ValueError(f'{name}={k!r}: it counts units, 1 or more')
         if self.round_to>1 and not self.granularity.structured:
             raise ValueError(f'round_to={self.round_to} is for units such as filters, not for single weights')
 
@@ -135,17 +137,17 @@ class Sparsifier:
     def pools(self,
         sparsity # a fraction in [0,1), or a dict from layer name or glob to fraction
     ) -> list: # pairs of groups that compete and their sparsity
-        "Which groups compete for which sparsity; a `ValueError` if a layer would be left empty, or a name matches none."
+        "Which groups compete for which sparsity; a `ValueError` if one would be left empty, or a name matches none."
         key = sparsity if isinstance(sparsity, float) and not callable(self.context) else None
         if key is None or key not in self.pooled:
             self.pooled = {key:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
         return self.pooled[key]
 
     def sparsify(self,
-        sparsity,         # a fraction in [0,1), or a dict from layer name or glob; of several that match, the last counts
+        sparsity,         # a fraction in [0,1), or a dict by layer name or glob; of several that match, the last counts
         fraction:float=1. # how far to go from the sparsity that the model came with to `sparsity`
     ):
-        "Mask the share `sparsity` of the units, exactly; what is no longer masked stays 0 until it is trained. An error changes nothing."
+        "Mask exactly the share `sparsity` of units; what is let go stays 0 until trained. An error changes nothing."
         self.update(sparsity, fraction)
         self.apply()
 
@@ -153,7 +155,7 @@ class Sparsifier:
     def update(self, sparsity, fraction=1.):
         "The same, for each step of a training: what few weights die is found in the pass that zeroes what is dead."
         pools = self.pools(sparsity)
-        if self.shared: self.state.recount(self.params) # `apply` was called after the last step: others have to see these zeros
+        if self.shared: self.state.recount(self.params) # as `apply` was called after the step, for others to see
         incremental,full = [],[]
         due,counts = self._due(pools, fraction)
         for groups,k,dead in due:
@@ -161,13 +163,14 @@ class Sparsifier:
             if found: incremental.append((groups, found))
             else: full.append((groups, k, k<dead))
         zeroed = {g.weights[0].param for groups,_ in incremental for g in groups}
-        if not self.shared and len(zeroed)<len(self.masks): self.zeros.apply({n:self.params[n] for n in self.masks if n not in zeroed})
+        rest = [] if self.shared else [n for n in self.masks if n not in zeroed]
+        if rest: self.zeros.apply({n:self.params[n] for n in rest})
         chosen = [(g, low, fewer) for groups,k,fewer in full for g,low in zip(groups, self.full.choose(groups, k))]
         self._mask(incremental, chosen)
         self.state.counts = counts
 
     def _due(self, pools, fraction):
-        "Groups that compete, how many units are to be dead and how many are, where that differs; how many there are then."
+        "Groups whose number of dead units changes, with the number to be and the number now; all numbers to be."
         due,counts = [],{}
         for groups,s in pools:
             dead = self.state.dead(groups)

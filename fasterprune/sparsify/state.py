@@ -70,8 +70,9 @@ class MaskState:
         units = {g.key:self._units(g) for g in self.groups}
         state = dict(units=units, asked=dict(self.asked), counts=dict(self.counts), shrunk=self.shrunk,
             criterion=self.criterion_state.state_dict())
-        if with_random: state['random'] = {'cpu':torch.get_rng_state(), **{str(d):torch.cuda.get_rng_state(d) for d in self.devices}}
-        return state
+        if not with_random: return state
+        on_gpus = {str(d):torch.cuda.get_rng_state(d) for d in self.devices}
+        return dict(state, random={'cpu':torch.get_rng_state(), **on_gpus})
 
     def load_state_dict(self,
         state:dict # what `state_dict` gave, of the same network
@@ -79,7 +80,8 @@ class MaskState:
         "Go on from there; a `ValueError` if the units are others."
         units = state['units']
         if [(g.key, g.n) for g in self.groups]!=[(k, len(u['alive'])) for k,u in units.items()]:
-            raise ValueError(f'the saved masks are of {sum(len(u["alive"]) for u in units.values())} units in {", ".join(units)}, '
+            raise ValueError('the saved masks are of '
+                f'{sum(len(u["alive"]) for u in units.values())} units in {", ".join(units)}, '
                 f'here are {sum(g.n for g in self.groups)} in {", ".join(g.key for g in self.groups)}: '
                 'make the Sparsifier with the same network, granularity and layers')
         for g,u in zip(self.groups, units.values()):

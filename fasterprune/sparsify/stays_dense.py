@@ -19,7 +19,8 @@ from .sparsifier import Sparsifier
 # %% ../../nbs/sparsify/19_stays_dense.ipynb #08286648
 _hardly = .1 # a share of the weights
 
-def _some(names): return ', '.join(repr(n or 'the model') for n in names[:3]) + f' and {len(names)-3} more'*(len(names)>3)
+def _some(names):
+    return ', '.join(repr(n or 'the model') for n in names[:3]) + f' and {len(names)-3} more'*(len(names)>3)
 
 def _names_of_weights(model):
     "The weights of convolutions, Linear and recurrent layers, by the names that these answer to."
@@ -41,7 +42,8 @@ def what_stays(
     "What cannot be sparsified, though it was not left out, and how much can."
     left,kind,params = sparsifier.left_dense,sparsifier.granularity,sparsifier.params
     def _why(names): return next((left[n] for n in names if n in left), None)
-    def _asked(names): return not isinstance(sparsity, dict) or any(fnmatch.fnmatchcase(n, p) for n in names for p in sparsity)
+    def _asked(names):
+        return not isinstance(sparsity, dict) or any(fnmatch.fnmatchcase(n, p) for n in names for p in sparsity)
     groups = [g for gs,_ in sparsifier.pools(sparsity) for g in gs]
     weights = _names_of_weights(sparsifier.model)
     wanted = {p:why for p,names in weights.items() if (why := _why(names)) not in by_choice and _asked(names)}
@@ -50,7 +52,8 @@ def what_stays(
     part = sum(p.numel() for p in able)/max(1, sum(p.numel() for p in wanted))
     found = [(g.layers, _one_unit(g)) for g in groups if kind.structured and g.n==1 and kind.name!='layer']
     reasons = list(dict.fromkeys(filter(None, wanted.values())))
-    if part>=_hardly: reasons = [r for r in reasons if r not in expected and 'has no unit' not in r] # the others are no news
+    # the others are no news
+    if part>=_hardly: reasons = [r for r in reasons if r not in expected and 'has no unit' not in r]
     return found + [([n for n,why in left.items() if why==reason], reason) for reason in reasons],part
 
 def tell_what_stays(sparsifier, sparsity):

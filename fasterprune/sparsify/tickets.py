@@ -24,13 +24,15 @@ from .criteria import large_final, needs_of
 from .sparsifier import Sparsifier
 
 # %% ../../nbs/sparsify/25_tickets.ipynb #4b6349e0
+_rebuild = 'build the model as it was when the ticket was found'
+
 @dataclass
 class Ticket:
     "A sparse network at the beginning of its training."
     weights: dict                # state of the network at `epoch`, zero where it is pruned; tensors by name, on the CPU
     sparsity: float              # share of the units that is zero
     epoch: int = 0               # the epoch that it was rewound to
-    rounds: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False) # what was measured after each round of training
+    rounds: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False) # what was measured after each round
 
     def __repr__(self): return f'Ticket of sparsity {self.sparsity:.3g}, rewound to epoch {self.epoch}'
 
@@ -40,9 +42,10 @@ class Ticket:
         "Put the ticket's weights in `model`; a `ValueError` names the first tensor that does not fit."
         own = model.state_dict()
         for n in own.keys() ^ self.weights.keys():
-            raise ValueError(f'{n!r} is only in the {"model" if n in own else "ticket"}: build the model as it was when the ticket was found')
+            raise ValueError(f'{n!r} is only in the {"model" if n in own else "ticket"}: {_rebuild}')
         for n,w in self.weights.items():
-            if w.shape!=own[n].shape: raise ValueError(f'{n!r} is {tuple(own[n].shape)} in the model and {tuple(w.shape)} in the ticket: build the model as it was when the ticket was found')
+            if w.shape!=own[n].shape: raise ValueError(f'{n!r} is {tuple(own[n].shape)} in the model '
+                f'and {tuple(w.shape)} in the ticket: {_rebuild}')
         model.load_state_dict(self.weights)
         return model
 
@@ -51,8 +54,10 @@ class Ticket:
     ) -> Path: # the path
         "Save the ticket; an existing file is replaced only when the new one is complete."
         path = check_writable(path)
-        about = dict(format=_format, version=fasterprune.__version__, sparsity=self.sparsity, epoch=self.epoch, rounds=self.rounds.to_dict('records'))
-        with replacing(path) as temp: save_file({k:v.clone().contiguous() for k,v in self.weights.items()}, temp, {'fasterprune_ticket':json.dumps(about)})
+        about = dict(format=_format, version=fasterprune.__version__, sparsity=self.sparsity, epoch=self.epoch,
+            rounds=self.rounds.to_dict('records'))
+        weights = {k:v.clone().contiguous() for k,v in self.weights.items()}
+        with replacing(path) as temp: save_file(weights, temp, {'fasterprune_ticket':json.dumps(about)})
         return path
 
 _format = 1
@@ -63,11 +68,13 @@ def load_ticket(
 ) -> Ticket:
     "Load a ticket; a `ValueError` if the file is no ticket."
     try:
-        with safe_open(path, 'pt') as f: about,weights = (f.metadata() or {}).get('fasterprune_ticket'),{k:f.get_tensor(k) for k in f.keys()}
+        with safe_open(path, 'pt') as f:
+            about,weights = (f.metadata() or {}).get('fasterprune_ticket'),{k:f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e: raise ValueError(f'{str(path)!r} cannot be read as safetensors: {e}') from e
     if about is None: raise ValueError(f'{str(path)!r} holds no ticket: it was not written by Ticket.save')
     about = json.loads(about)
-    if about['format']>_format: raise ValueError(f"{str(path)!r} has format {about['format']}, and this is fasterprune {fasterprune.__version__}, which knows {_format}: upgrade fasterprune")
+    if about['format']>_format: raise ValueError(f"{str(path)!r} has format {about['format']}, and this is "
+        f'fasterprune {fasterprune.__version__}, which knows {_format}: upgrade fasterprune')
     return Ticket(weights, about['sparsity'], about['epoch'], pd.DataFrame(about['rounds']))
 
 # %% ../../nbs/sparsify/25_tickets.ipynb #3ed4afbb
@@ -83,31 +90,36 @@ def _schedule_fit(learn, n_epoch, lr, **kwargs): learn.fit_one_cycle(n_epoch, lr
 
 # %% ../../nbs/sparsify/25_tickets.ipynb #732e6f8c
 def find_ticket(
-    learn:Learner,      # with a network as it is to begin; afterwards its model is the ticket, ready to be trained with `KeepZeros`
+    learn:Learner,      # with a network as it is to begin; afterwards it is the ticket, to be trained with `KeepZeros`
     n_epoch:int,        # how long each round trains
     sparsity:float,     # share of the units that goes in all, in [0,1)
     lr=None,            # learning rate; `None`: the learner's
     rounds:int=1,       # how often to train, prune and rewind, 1 or more
     rewind_epoch:int=0, # the epoch to rewind to, less than `n_epoch`; 0 is the initialization
-    fit=_schedule_fit,  # how to train: a function `(learn, n_epoch, lr, cbs=..., start_epoch=...)`; by default `fit_one_cycle`
+    fit=_schedule_fit,  # how to train: a function `(learn, n_epoch, lr, cbs=..., start_epoch=...)`
     criterion=large_final, # which units matter: a function or its name; `initial` weights are those of the beginning
     **kwargs            # granularity, context, layers, exclude, coupled, for `Sparsifier`
 ) -> Ticket:
     "Find a ticket by `rounds` of training, pruning and rewinding."
     if not (isinstance(rounds, int) and rounds>=1): raise ValueError(f'rounds={rounds!r}: it takes 1 round or more')
-    if not 0 <= rewind_epoch < n_epoch: raise ValueError(f'rewind_epoch={rewind_epoch} of {n_epoch} epochs: 0 <= rewind_epoch < n_epoch')
+    within = 0 <= rewind_epoch < n_epoch
+    if not within: raise ValueError(f'rewind_epoch={rewind_epoch} of {n_epoch} epochs: 0 <= rewind_epoch < n_epoch')
     lr = learn.lr if lr is None else lr
     sample = first_items(sample_of(learn))
     def _sparsifier(): return Sparsifier(learn.model, criterion=criterion, sample=sample, **kwargs)
-    for r in range(1, rounds+1): _sparsifier().pools(1-(1-sparsity)**(r/rounds)) # an error here rather than after hours of training
+    # an error here rather than after hours of training
+    for r in range(1, rounds+1): _sparsifier().pools(1-(1-sparsity)**(r/rounds))
     begin,point,rows,reached = state_of(learn.model),_Remember(rewind_epoch),[],_sparsifier().sparsity()
     for r in range(1, rounds+1):
         learn.opt = None
         fit(learn, n_epoch, lr, cbs=[point, KeepZeros()] if r>1 else [point], start_epoch=rewind_epoch if r>1 else 0)
-        if point.state is None: raise ValueError(f'the training ended before epoch {rewind_epoch}, which was to be rewound to')
-        with learn.no_bar(), learn.no_logging(): rows.append(dict(round=r, sparsity=reached, **dict(zip(['loss']+[m.name for m in learn.metrics], map(float, learn.validate())))))
+        if point.state is None:
+            raise ValueError(f'the training ended before epoch {rewind_epoch}, which was to be rewound to')
+        with learn.no_bar(), learn.no_logging(): values = map(float, learn.validate())
+        rows.append(dict(round=r, sparsity=reached, **dict(zip(['loss']+[m.name for m in learn.metrics], values))))
         sp = _sparsifier()
-        if 'initial' in needs_of(sp.criterion): sp.criterion_state.weights = {n:begin[n] for n in sp.criterion_state.weights}
+        state = sp.criterion_state
+        if 'initial' in needs_of(sp.criterion): state.weights = {n:begin[n] for n in state.weights}
         sp.sparsify(1-(1-sparsity)**(r/rounds))
         reached = sp.sparsity()
         learn.model.load_state_dict(point.state)

@@ -39,7 +39,7 @@ def _tell_shared(groups, left, model, params):
 def find_groups(
     model:nn.Module,      # the model
     granularity='weight', # a `Granularity` or its name
-    layers=None,          # name, glob, type or function, or a list of such; `None`: all convolutions, Linear and recurrent layers
+    layers=None,          # name, glob, type or function, or a list; `None`: all but Embeddings
     exclude=None,         # the same, for what to leave dense
     coupled:bool=True,    # are units that the graph ties together one?
     sample=None           # a batch as the model takes it; needed if `coupled` matters
@@ -49,11 +49,12 @@ def find_groups(
     selected,left = select_layers(model, granularity, layers, exclude)
     params = dict(model.named_parameters(remove_duplicate=False))
     tied = granularity.name!='head' and coupled and any(granularity.kind(m) for m in selected.values())
-    if tied and sample is None: raise ValueError(f'granularity {granularity.name!r} with coupled=True has to see which units '
-        'belong together: give a batch as `sample`, or coupled=False to take each layer by itself')
-    last = next((n for n,m in reversed(list(model.named_modules())) if isinstance(m, weighted)), None) if layers is None else None
+    if tied and sample is None: raise ValueError(f'granularity {granularity.name!r} with coupled=True '
+        'has to see which units belong together: give a batch as `sample`, '
+        'or coupled=False to take each layer by itself')
+    with_weights = [n for n,m in model.named_modules() if isinstance(m, weighted)] if layers is None else []
     graph = Graph(model, sample) if tied else None
-    groups = _groups_of(model, granularity, selected, left, graph, params, last)
+    groups = _groups_of(model, granularity, selected, left, graph, params, next(reversed(with_weights), None))
     if granularity.name!='head': _tell_shared(groups, left, model, params)
     check_memory(params, [s.param for g in groups for s in g.weights+g.others])
     return groups,left

@@ -16,7 +16,7 @@ def multiply_loop(a, mask):
     for i in range(a.size): a[i] = a[i] if mask[i] else np.float32(0)
 
 def lowest_loop(a, mask, bound, at, values):
-    "Do so, and note where the rest is at most `bound` in size, and its size; how many there are, even if there is no room for all. -1 if one is not finite."
+    "Do so, and note where sizes are at most `bound`; how many there are, even beyond the room. -1: not finite."
     n,block = 0,512
     low = np.empty(block, np.bool_)
     eights = low.view(np.uint64)
@@ -39,7 +39,7 @@ def lowest_loop(a, mask, bound, at, values):
     return n
 
 def kill_loop(a, mask, at, values, threshold):
-    "Zero these places where their values are at most `threshold`, and exclude them from the mask, in which the others are; how many there were."
+    "Zero and exclude from the mask those places whose values are at most `threshold`; how many there were."
     n = 0
     for i in range(at.size):
         j,dead = at[i],values[i]<=threshold
@@ -58,8 +58,10 @@ def rows_loop(a, counts, sums, live):
             total += abs(x)
         sums[r] = total
 
-_types = dict(multiply_loop='void(float32[::1], boolean[::1])', lowest_loop='int64(float32[::1], boolean[::1], float32, int32[::1], float32[::1])',
-    kill_loop='int64(float32[::1], boolean[::1], int32[::1], float32[::1], float32)', rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
+_types = dict(multiply_loop='void(float32[::1], boolean[::1])',
+    lowest_loop='int64(float32[::1], boolean[::1], float32, int32[::1], float32[::1])',
+    kill_loop='int64(float32[::1], boolean[::1], int32[::1], float32[::1], float32)',
+    rows_loop='void(float32[:,::1], boolean[::1], float32[::1], boolean[::1])')
 worth_compiling = 1<<17 # elements in all
 
 @functools.cache
@@ -81,7 +83,7 @@ piece = 1<<18 # weights that fit into the cache of a core, with what is made of 
 def _bits(a): return a.view(f'i{a.itemsize}') # the same memory as integers
 
 class Workspace:
-    "Room for what is made of a piece of a tensor, used again for the next one, and compiled loops, if there is enough to do for them."
+    "Room for what is made of a piece of a tensor, used again for the next one, and loops, compiled if it is worth it."
     def __init__(self,
         n:int=0 # how many elements there are to go through at a step
     ): self.n,self.made = n,{}
@@ -108,7 +110,8 @@ class Workspace:
         if not a.flags.c_contiguous and a.ndim==m.ndim: # in the order in which it lies in memory
             order = sorted(range(a.ndim), key=lambda d: -a.strides[d])
             a,m = a.transpose(order),m.transpose(order)
-        if not (a.shape==m.shape and a.flags.c_contiguous and m.flags.c_contiguous): return np.multiply(_bits(a), m, out=_bits(a))
+        in_order = a.shape==m.shape and a.flags.c_contiguous and m.flags.c_contiguous
+        if not in_order: return np.multiply(_bits(a), m, out=_bits(a))
         a,m = a.reshape(-1),m.reshape(-1)
         if loop := self.loop('multiply_loop', a, m): return loop(a, m)
         for i in range(0, len(a), piece): self.multiply_piece(a[i:i+piece], m[i:i+piece])

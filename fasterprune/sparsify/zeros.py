@@ -15,10 +15,11 @@ from .workspace import Workspace
 def _array(t):
     "The memory of a tensor on the CPU as an array, half precision as integers; `None` for any other."
     if has_numpy(t): return t.detach().numpy()
-    if t.is_cpu and t.dtype in (torch.float16, torch.bfloat16) and t.layout==torch.strided: return t.detach().view(torch.int16).numpy()
+    half = t.is_cpu and t.dtype in (torch.float16, torch.bfloat16) and t.layout==torch.strided
+    return t.detach().view(torch.int16).numpy() if half else None
 
 def _dead_rows(mask):
-    "The dimension along which a mask differs and the indices that are dead; `None` for a mask of single elements, or of all together."
+    "The dimension along which a mask differs and the indices that are dead; `None` if there is not one of it."
     dims = [d for d,s in enumerate(mask.shape) if s>1]
     if mask.device.type!='cpu' or mask.ndim<2 or len(dims)!=1: return None
     return dims[0],np.flatnonzero(~mask.numpy().ravel())
@@ -50,8 +51,10 @@ class Zeros:
         if plain := [t for t in tensors if t.layout==torch.strided]: torch._foreach_add_(plain, 0.) # -0.0 + 0.0 is 0.0
 
     def _whole(self, n, t):
-        "A mask of as many elements as `t`, in the same order, unless it differs along one dimension: to broadcast takes longer."
+        "A mask of as many elements as `t`, in its order, unless it differs in one dimension: broadcasting is slow."
         m = self.masks[n]
-        if sum(s>1 for s in m.shape)<2 or m.shape==t.shape and (m.stride()==t.stride() or t.is_contiguous()): return m.numpy()
-        if (n,t.stride()) not in self.whole: self.whole[n,t.stride()] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()
-        return self.whole[n,t.stride()]
+        same = m.shape==t.shape and (m.stride()==t.stride() or t.is_contiguous())
+        if same or sum(s>1 for s in m.shape)<2: return m.numpy()
+        key = n,t.stride()
+        if key not in self.whole: self.whole[key] = torch.empty_like(t, dtype=torch.bool).copy_(m).numpy()
+        return self.whole[key]
