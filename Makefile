@@ -15,7 +15,7 @@ export FASTERPRUNE_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: help install install-dev demo export outputs clean-nbs readme docs test bench build clean
+.PHONY: help install install-dev demo export outputs clean-nbs readme docs lint test test-long test-soak coverage bench build clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -31,7 +31,7 @@ demo: install  ## the main job on real data in under a minute; writes demo/repor
 export: install-dev  ## write fasterprune/*.py from the notebooks
 	$(BIN)/nbdev-export
 
-outputs: install-dev  ## run the notebooks and save their outputs, tidied; NB=04_sparsify for one of them
+outputs: install-dev  ## run the notebooks and save their outputs, tidied; NB=condense/07_condenser for one of them
 	$(BIN)/python docs/outputs.py $(NB)
 
 clean-nbs: install-dev  ## strip from the notebooks what should not be committed
@@ -43,17 +43,36 @@ readme: install-dev  ## write README.md from nbs/index.ipynb
 docs: install-dev  ## build the site in docs/_build/html
 	$(BIN)/python docs/build.py
 
-test: install-dev  ## every check: notebooks, export, style, README, docs site, package, tests
-	$(say) 'repository: notebooks clean, export and README in sync, package builds'
-	$(BIN)/python -m pytest -q tests/test_repo.py
-	$(say) 'style: chkstyle'
+lint: install-dev  ## style, floors and types of what the notebooks export
+	$(say) 'style: chkstyle and ruff'
 	$(BIN)/chkstyle
+	$(BIN)/ruff check
+	$(say) 'floors: imports go only downwards'
+	$(BIN)/lint-imports
+	$(say) 'types: the public names as they are used'
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: install-dev  ## every check in ten minutes: notebooks, export, style, floors, types, README, site, package, tests
+	$(say) 'repository: notebooks clean, export and README in sync, package builds'
+	$(BIN)/python -m pytest -q tests/test_repo.py tests/test_house.py
+	@$(MAKE) --no-print-directory lint
 	$(say) 'notebooks: nbdev-test'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(say) 'docs: the site builds without a warning'
 	$(BIN)/python docs/build.py
 	$(say) 'tests: pytest'
-	$(BIN)/python -m pytest -q -n 2 --long --durations 20 --ignore tests/test_repo.py tests
+	$(BIN)/python -m pytest -q -n 2 --durations 10 --ignore tests/test_repo.py --ignore tests/test_house.py tests
+
+test-long: install-dev  ## the matrices: hundreds of architectures, whole grids of options (half an hour)
+	$(say) 'tests that take long: pytest'
+	$(BIN)/python -m pytest -q -n 2 --long -m long --durations 20 tests
+
+test-soak: install-dev  ## before a release: 20,000 random networks; adds a line to results/condense_fuzz.csv (hours)
+	$(say) 'random networks'
+	$(BIN)/python tests/condense/test_fuzz.py 20000 $$(date +%j)
+
+coverage: install-dev  ## which lines the tests of `make test` run; a report, no threshold
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered --ignore tests/test_repo.py tests
 
 bench: install-dev  ## run the benchmarks, each in a few minutes
 	$(say) 'benchmarks: installing what they compare with'
@@ -65,7 +84,7 @@ build: install-dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove all that the targets above made, except .venv
-	rm -rf build dist *.egg-info docs/_build docs/_proc demo .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info docs/_build docs/_proc demo .pytest_cache .hypothesis .ruff_cache .import_linter_cache .coverage
 	find fasterprune nbs tests docs benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -24,4 +24,4 @@ setup(name=lib, version=cfg['version'], description=cfg['description'], keywords
     long_description=readme, long_description_content_type='text/markdown', url=cfg['git_url'], project_urls=urls,
     author=cfg['author'], author_email=cfg['author_email'], license=licenses[cfg['license']], license_files=['LICENSE'],
     python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(), extras_require=extras,
-    packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=False, zip_safe=False, entry_points=entry_points)
+    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib:['py.typed']}, include_package_data=False, zip_safe=False, entry_points=entry_points)

@@ -48,9 +48,10 @@ def times(name):
     "Seconds of each part, and of the float64 passes of both networks that the verification needs."
     import torch
     from copy import deepcopy
-    from fasterprune.condense.condenser import Condenser
-    from fasterprune.core.batches import as_tuple
-    from fasterprune.condense.verify import Reference
+    from fastcore.basics import tuplify
+    from fasterprune.all import Condenser
+    try: from fasterprune.condense import Reference
+    except ImportError: from fasterprune.verify import Reference # of version 0.1
     model,x = network(name)
     Condenser(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.randn(2, 2)).condense() # imports
     c,edit = timed(lambda: Condenser(model, x).condense(verify=False))
@@ -60,7 +61,7 @@ def times(name):
     (reference,error),verification = timed(_verify)
     c,everything = timed(lambda: Condenser(model, x).condense())
     dense,small,xs = deepcopy(model).double(),deepcopy(c.model).double(),[xs for xs,_ in reference.cases]
-    calls = [(m,as_tuple(c.inputs(*x)) if m is small else x) for x in xs for m in (dense,small)]
+    calls = [(m,tuplify(c.inputs(*x)) if m is small else x) for x in xs for m in (dense,small)]
     with torch.no_grad(): passes = sum(timed(lambda: m(*x))[1] for m,x in calls)
     items,r = ' '.join(f'{len(x[0])}x{x[0].shape[-1]}' for x in xs),c.report
     return dict(analysis_and_edit=edit, verification=verification, passes=passes, seconds=everything, over_passes=verification/passes,
@@ -68,7 +69,7 @@ def times(name):
 
 def memory(name):
     "Peak memory beyond that of the model, over it."
-    from fasterprune.condense.condenser import Condenser
+    from fasterprune.all import Condenser
     model,x = network(name)
     own = sum(p.numel()*p.element_size() for p in model.parameters())
     return dict(memory_beyond=peak(lambda: Condenser(model, x).condense())[1]/own)

@@ -20,7 +20,7 @@ from .core.models import evaluating
 from .core.pages import html_table, picture, write_page
 from .graph.costs import Entry, compare, styled
 from .condense.condensed import Condensed, load_condensed
-from .condense.verify import eval_outputs, gap
+from .condense.comparison import eval_outputs, gap
 from .sparsify.callback import SparsifyCallback
 from .inputs.callback import InputPruneCallback
 from .learner.condense import condense_learner

@@ -36,7 +36,7 @@ def data_path():
 @pytest.fixture(autouse=True)
 def rules_hold():
     "No rule of the analysis fails: that would be a fault of ours, which leaves whole what it is about. A test that lets one fail empties the list itself."
-    from fasterprune.graph.graph import failed_rules
+    from fasterprune.graph.interpreter import failed_rules
     failed_rules.clear()
     yield
     assert not failed_rules, f'rules that failed: {failed_rules}'

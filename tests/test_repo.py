@@ -65,6 +65,17 @@ def test_checks_see_sub_packages(copy):
     run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', cwd=copy)
     assert {f'{lib}/{o}' for o in new} <= set(zipfile.ZipFile(next((copy/'dist').glob('*.whl'))).namelist())
 
+def test_architecture_is_drawn_from_the_code():
+    floors = runpy.run_path(str(root/'docs'/'floors.py'))
+    same((root/'docs'/'static'/'floors.svg').read_text(encoding='utf-8'), floors['svg'](), 'docs/static/floors.svg is not what the imports say: run `python docs/floors.py`')
+
+def test_architecture_names_what_is_there():
+    "Modules in backticks exist."
+    text = (root/'ARCHITECTURE.md').read_text(encoding='utf-8')
+    packages = '|'.join(p.parent.name for p in (root/lib).glob('*/__init__.py'))
+    gone = [m for m in set(re.findall(rf'`((?:{packages})\.[\w.]+)`', text)) if not (root/lib/(m.replace('.', '/')+'.py')).exists() and not (root/lib/m.replace('.', '/')).is_dir()]
+    assert not gone, f'ARCHITECTURE.md names modules that are not there: {gone}'
+
 def test_readme_in_sync():
     same((root/'README.md').read_text(encoding='utf-8'), readme['readme'](), 'README.md is not what nbs/index.ipynb says: run `make readme`')
 
@@ -136,7 +147,7 @@ def test_package_builds_and_installs(copy):
     files = zipfile.ZipFile(wheel).namelist()
     info = f'{lib}-{cfg["version"]}.dist-info'
     assert {n.split('/')[0] for n in files}=={lib, info}
-    assert {n for n in files if n.startswith(lib+'/')}=={f'{lib}/{name}' for name in modules(root)}
+    assert {n for n in files if n.startswith(lib+'/')}=={f'{lib}/{name}' for name in [*modules(root), 'py.typed']}
 
     target = copy/'installed'
     run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel, cwd=copy)

@@ -7,8 +7,10 @@ __all__ = ['Plan', 'apply_plan', 'make_plan', 'Reference', 'eval_outputs', 'gap'
            'CondenseReport', 'Condensed', 'Condenser', 'load_condensed', 'Joined']
 
 # %% ../../nbs/condense/index.ipynb #9ef7f146
-from .plan import Plan, apply_plan, make_plan
-from .verify import Reference, eval_outputs, gap, other_batches
+from .plan import Plan, make_plan
+from .apply import apply_plan
+from .comparison import Channel, compare_channels, eval_outputs, gap
+from .verify import Reference, other_batches
 from .input_selector import InputSelector
 from .report import CondenseReport
 from .onnx import Joined

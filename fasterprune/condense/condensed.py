@@ -16,7 +16,7 @@ from ..core.batches import Keywords, as_tuple, selected
 from ..core.optimizer_state import keep_parameters, optimizers_in, slice_state
 from .input_selector import InputSelector
 from .onnx import Joined, write_onnx
-from .reduced import joined_blueprints
+from .reduced.blueprint import joined_blueprints
 from .report import CondenseReport
 from .serialization import read_small, write_small
 from .tabular import dense_name

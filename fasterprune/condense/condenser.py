@@ -18,9 +18,9 @@ from ..core.plain_layers import make_plain
 from ..graph.costs import count_macs, n_params
 from ..graph.graph import Graph, trace_sample
 from .condensed import Condensed
-from .plan import apply_plan, new_sizes
+from .apply import apply_plan, new_sizes
 from .reasons import Reasons
-from .reduced import blueprint
+from .reduced.blueprint import blueprint
 from .report import CondenseReport, layer_rows
 from .search import Search
 from .tabular import cut_columns, dense_name, table_inputs

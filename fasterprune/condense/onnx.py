@@ -18,8 +18,8 @@ from fastai.basics import ToTensorBase, noop, to_device
 from ..core.batches import Keywords, as_tuple, feed, first_items, selected
 from ..core.files import check_writable, replacing
 from ..core.models import evaluating, unobserved
-from ..graph.trace import _untouched
-from .verify import eval_outputs, gap
+from ..graph.untouched import untouched
+from .comparison import eval_outputs, gap
 
 # %% ../../nbs/condense/09_onnx.ipynb #426e0c52
 class Joined(nn.Module):
@@ -105,7 +105,7 @@ def _plain():
 def _running(model, xs, what):
     "What a network gives out; all that its code remembers is undone. A `ValueError` says `what` fails."
     try:
-        with _untouched(model): return eval_outputs(model, xs)
+        with untouched(model): return eval_outputs(model, xs)
     except Exception as e: raise ValueError(what(e)) from e
 
 def _check_file(path, model, xs, dynamo):
@@ -137,7 +137,7 @@ def write_onnx(
         lambda e: f'the model does not run on the sample ({", ".join(str(tuple(x.shape)) for x in xs)}): {e}')
     with replacing(path) as temp:
         try:
-            with evaluating(whole), _untouched(whole), unobserved(whole), torch.random.fork_rng(), _plain():
+            with evaluating(whole), untouched(whole), unobserved(whole), torch.random.fork_rng(), _plain():
                 _convert(whole, xs, temp, dynamic, dynamo, len(outs), kwargs)
         except Exception as e:
             fixed = 'dynamic=False, which fixes the batch size, or '*dynamic

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..graph.graph import Graph
 from .plan import Plan, input_units
-from .reduced import Constant
+from .reduced.constants import Constant
 from .report import sized_layers
 
 # %% ../../nbs/condense/12_reasons.ipynb #91b3938d

@@ -13,7 +13,7 @@ import pandas as pd, matplotlib.pyplot as plt
 from torch import nn
 
 from ..graph.graph import Graph
-from .reduced import Constant
+from .reduced.constants import Constant
 
 # %% ../../nbs/condense/05_report.ipynb #726e5ac9
 @dataclass

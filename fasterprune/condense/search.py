@@ -18,11 +18,14 @@ from ..core.models import copy_of
 from ..core.plain_layers import is_plain, make_plain
 from ..graph.graph import Graph, trace_sample
 from ..graph.rules import one_operation
-from ..graph.trace import Trace, trace_forms
+from ..graph.tracer import Trace
+from ..graph.forms import trace_forms
+from .apply import apply_plan
+from .assumptions import comparable, most_assumed, numbers_of, wrong_guess
 from .input_selector import InputSelector, selection
-from .plan import Plan, apply_plan, comparable, input_units, make_plan
-from .plan import most_assumed, numbers_of, wrong_guess
-from .reduced import Constant, OpenSizes
+from .plan import Plan, input_units, make_plan
+from .reduced.constants import Constant
+from .reduced.open_sizes import OpenSizes
 from .tabular import drop_columns, of_one_width
 from .verify import Reference, other_batches
 

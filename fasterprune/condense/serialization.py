@@ -19,7 +19,7 @@ from ..core.files import check_writable, replacing
 from ..core.models import copy_of
 from ..core.plain_layers import make_plain
 from .input_selector import InputSelector
-from .reduced import rebuild
+from .reduced.blueprint import rebuild
 from .report import CondenseReport
 from .tabular import cut_columns
 

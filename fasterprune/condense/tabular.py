@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..core.batches import Keywords, named_as, selected
 from ..core.models import copy_of
 from ..graph.graph import Graph, trace_sample
-from ..graph.trace import Trace
+from ..graph.tracer import Trace
+from .apply import apply_plan
 from .input_selector import InputSelector, selection
-from .plan import Plan, apply_plan
+from .plan import Plan
 
 # %% ../../nbs/condense/06_tabular.ipynb #a13b5d8f
 def is_table(
@@ -25,7 +26,8 @@ def is_table(
 ) -> bool:
     "Does `model` read its columns as fastai's `TabularModel` does?"
     known = [c for c in type(model).__mro__ if c.__name__=='TabularModel' and c.__module__=='fastai.tabular.model']
-    return bool(known) and type(model).forward is known[0].forward and 'forward' not in vars(model) and all(isinstance(e, nn.Embedding) for e in model.embeds)
+    if not known or type(model).forward is not known[0].forward or 'forward' in vars(model): return False
+    return all(isinstance(e, nn.Embedding) for e in model.embeds)
 
 def table_inputs(
     model:nn.Module, # any model
@@ -33,7 +35,8 @@ def table_inputs(
 ) -> tuple: # the same, with `None` for those of a table that has no such columns
     "What to show a table's network with: a tensor without elements can't be followed, and is not read."
     if not is_table(model): return xs
-    if isinstance(xs, Keywords): xs = Keywords(*zip(*sorted(zip(xs, xs.names), key=lambda x: x[1]=='x_cont'))) # categories first
+    if isinstance(xs, Keywords): # categories first
+        xs = Keywords(*zip(*sorted(zip(xs, xs.names), key=lambda x: x[1]=='x_cont')))
     return named_as(xs, (None if isinstance(x, Tensor) and x.shape[1:]==(0,) else x for x in xs))
 
 @contextmanager
@@ -41,10 +44,12 @@ def of_one_width(
     model:nn.Module, # any model
     xs:tuple         # its inputs
 ):
-    "Inside the context the network of a table refuses rows of another width; it takes wider ones, and does not read all of them."
-    shapes = [x.shape[1:] if isinstance(x, Tensor) else None for x in xs]
+    "Inside the context a table's network refuses rows of another width; of wider ones it would not read all."
+    def _shapes(xs): return [x.shape[1:] if isinstance(x, Tensor) else None for x in xs]
+    shapes = _shapes(xs)
     def _check(m, got, named):
-        if shapes!=(found := [x.shape[1:] if isinstance(x, Tensor) else None for x in (*got, *named.values())]): raise ValueError(f'rows of shapes {found}, where they had {shapes}')
+        found = _shapes((*got, *named.values()))
+        if found!=shapes: raise ValueError(f'rows of shapes {found}, where they had {shapes}')
     handle = model.register_forward_pre_hook(_check, with_kwargs=True) if is_table(model) else None
     try: yield
     finally:
@@ -81,7 +86,8 @@ def cut_columns(
     left:dict        # numbers of the embeddings that are left, `n_emb` and `n_cont`
 ):
     "Take embeddings out of a table's network, and let it know how much it reads."
-    if len(left['embeds'])<len(model.embeds): model.embeds = nn.ModuleList([model.embeds[i] for i in left['embeds']]).train(model.embeds.training)
+    old = model.embeds
+    if len(left['embeds'])<len(old): model.embeds = nn.ModuleList([old[i] for i in left['embeds']]).train(old.training)
     model.n_emb,model.n_cont = left['n_emb'],left['n_cont']
     if not model.n_cont: model.bn_cont = None
 
@@ -91,23 +97,27 @@ def _kept(units, keep):
     return 1,torch.zeros(0, dtype=torch.long),tuple(units.shape)
 
 def drop_columns(
-    trial,       # a `Candidate`: an edited copy of the network
-    graph:Graph  # the analyzed network
-): # the trial itself if it is no table's
-    "A trial whose network reads fewer columns."
-    if not is_table(graph.model) or any(u is not None and u.ndim!=1 for u in graph.inputs): return trial
-    plan,model,slices,exact = without_columns(graph, trial.plan),trial.model,trial.slices,{}
-    if plan is not trial.plan: slices = apply_plan(model := copy_of(graph.model, shared=True), graph, plan, exact)
+    candidate,  # a `Candidate`: an edited copy of the network
+    graph:Graph # the analyzed network
+): # `candidate` itself if it is no table's
+    "A candidate whose network reads fewer columns."
+    if not is_table(graph.model) or any(u is not None and u.ndim!=1 for u in graph.inputs): return candidate
+    plan,model,slices,exact = without_columns(graph, candidate.plan),candidate.model,candidate.slices,{}
+    if plan is not candidate.plan:
+        model = copy_of(graph.model, shared=True)
+        slices = apply_plan(model, graph, plan, exact)
     cats,conts = (*graph.inputs, None)[:2]
     embeds = [i for i,e in enumerate(model.embeds) if e.embedding_dim]
     n_cont = model.n_cont if conts is None or not model.n_cont else int(plan.keep[conts].sum())
     left = dict(embeds=embeds, n_emb=sum(model.embeds[i].embedding_dim for i in embeds), n_cont=n_cont)
     cut_columns(model, left)
-    kept = [None if cats is None or len(embeds)==len(cats) else (1, torch.tensor(embeds, dtype=torch.long), tuple(cats.shape)), _kept(conts, plan.keep)]
-    inputs = InputSelector(kept[:len(graph.inputs)], trial.inputs.names)
+    kept = [None, _kept(conts, plan.keep)]
+    if cats is not None and len(embeds)!=len(cats): kept[0] = 1,torch.tensor(embeds, dtype=torch.long),tuple(cats.shape)
+    inputs = InputSelector(kept[:len(graph.inputs)], candidate.inputs.names)
     try: traced = trace_sample(model, table_inputs(model, selected(inputs, graph.traced.inputs)))
     except ValueError as e: traced = getattr(e, 'traced', Trace()) # verification will tell
-    return replace(trial, model=model, inputs=inputs, plan=plan, slices=slices, traced=traced, table=left, before_columns=trial, exact=exact or trial.exact)
+    return replace(candidate, model=model, inputs=inputs, plan=plan, slices=slices, traced=traced, table=left,
+        before_columns=candidate, exact=exact or candidate.exact)
 
 # %% ../../nbs/condense/06_tabular.ipynb #af2399c1
 def dense_name(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_as', 'named_tensors', 'selected', 'tensors_in',
-           'check_copyable', 'check_model', 'copy_of', 'evaluating', 'watch_pass', 'check_writable', 'data_file',
-           'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'become_layer', 'is_plain',
-           'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'check_state',
-           'keep_parameters', 'slice_state', 'unobserved', 'html_table', 'picture', 'write_page']
+           'check_copyable', 'check_model', 'copy_of', 'evaluating', 'unobserved', 'watch_pass', 'check_writable',
+           'data_file', 'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'put_tensors',
+           'become_layer', 'is_plain', 'make_plain', 'DenormalGuard', 'check_state', 'flush_denormals',
+           'keep_parameters', 'optimizers_in', 'slice_state', 'state_entries', 'html_table', 'picture', 'write_page',
+           'FasterpruneWarning']
 
 # %% ../../nbs/core/index.ipynb #8b7d2e41
 import warnings
@@ -16,22 +17,24 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
     import fastai.basics
 
-# %% ../../nbs/core/index.ipynb #a5e4fec9
+# %% ../../nbs/core/index.ipynb #cfbd4cb5
 from .batches import Keywords, as_tuple, feed, first_items, map_tensors, named_as, named_tensors
 from .batches import selected, tensors_in
 from .checks import check_copyable, check_model
 from .models import copy_of, evaluating, unobserved, watch_pass
 from .files import check_writable, data_file, replacing
 from .data import TensorLoader, Tensors, tensor_dls
-from .layer_sizes import layer_sizes
+from .layer_sizes import layer_sizes, put_tensors
 from .plain_layers import become_layer, is_plain, make_plain
 from .optimizer_state import DenormalGuard, check_state, flush_denormals, keep_parameters
 from .optimizer_state import optimizers_in, slice_state, state_entries
 from .pages import html_table, picture, write_page
+from .warnings import FasterpruneWarning
 
-# %% ../../nbs/core/index.ipynb #aa5a24fe
+# %% ../../nbs/core/index.ipynb #5cdd6739
 _all_ = ['Keywords', 'as_tuple', 'feed', 'first_items', 'map_tensors', 'named_as', 'named_tensors', 'selected',
-    'tensors_in', 'check_copyable', 'check_model', 'copy_of', 'evaluating', 'watch_pass', 'check_writable',
-    'data_file', 'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'become_layer', 'is_plain',
-    'make_plain', 'optimizers_in', 'state_entries', 'flush_denormals', 'DenormalGuard', 'check_state', 'keep_parameters',
-    'slice_state', 'unobserved', 'html_table', 'picture', 'write_page']
+    'tensors_in', 'check_copyable', 'check_model', 'copy_of', 'evaluating', 'unobserved', 'watch_pass',
+    'check_writable', 'data_file', 'replacing', 'TensorLoader', 'Tensors', 'tensor_dls', 'layer_sizes', 'put_tensors',
+    'become_layer', 'is_plain', 'make_plain', 'DenormalGuard', 'check_state', 'flush_denormals',
+    'keep_parameters', 'optimizers_in', 'slice_state', 'state_entries', 'html_table', 'picture', 'write_page',
+    'FasterpruneWarning']

@@ -105,7 +105,8 @@ def is_dense(
     t:Tensor # any tensor
 ) -> bool: # not sparse, nested or quantized, nor of a class that computes in another way
     "Does `t` hold its numbers one beside the other?"
-    return t.layout is torch.strided and not (t.is_nested or t.is_quantized) and type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
+    if t.layout is not torch.strided or t.is_nested or t.is_quantized: return False
+    return type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 def storage_of(
     t:Tensor # dense
@@ -149,7 +150,8 @@ def hook_owners(
     model:nn.Module # any model
 ) -> list:
     "Objects whose methods are hooks, as fastai's `Hook`, which stores what a module gives out."
-    owners = [getattr(h, '__self__', None) for m in model.modules() for hooks in (m._forward_hooks,m._forward_pre_hooks) for h in hooks.values()]
+    hooks = [h for m in model.modules() for hs in (m._forward_hooks,m._forward_pre_hooks) for h in hs.values()]
+    owners = [getattr(h, '__self__', None) for h in hooks]
     return [o for o in owners if hasattr(o, '__dict__') and not isinstance(o, nn.Module)]
 
 def _slots(cls):

@@ -19,39 +19,48 @@ def _named(name, what='layer'): return f'{what} {name!r}' if name else 'the mode
 
 def _program(name, m):
     "Why `m` is not code any more, if so."
-    if isinstance(m, nn.DataParallel) and len(m.device_ids)>1: return (f'{_named(name)} is copied to {len(m.device_ids)} devices by nn.DataParallel: give the `nn.Module` '
-        'inside of it, which is its `module`')
-    if 'eval' in vars(m) and isinstance(m, torch.fx.GraphModule): return (f'{_named(name)} is an exported program (torch.export): its layers are not there any more. '
-        'Give the `nn.Module` that it was exported from, and export the small network')
+    if isinstance(m, nn.DataParallel) and len(m.device_ids)>1:
+        return (f'{_named(name)} is copied to {len(m.device_ids)} devices by nn.DataParallel: '
+            'give the `nn.Module` inside of it, which is its `module`')
+    if 'eval' in vars(m) and isinstance(m, torch.fx.GraphModule):
+        return (f'{_named(name)} is an exported program (torch.export): its layers are not there any more. '
+            'Give the `nn.Module` that it was exported from, and export the small network')
 
 def _is_packed(m):
     "Does a layer keep quantized weights, which are no parameters?"
-    return type(m).__module__.startswith('torch.ao.nn') and (callable(getattr(m, 'weight', None)) or hasattr(m, '_packed_params') or hasattr(m, '_all_weight_values'))
+    if not type(m).__module__.startswith('torch.ao.nn'): return False
+    return callable(getattr(m, 'weight', None)) or hasattr(m, '_packed_params') or hasattr(m, '_all_weight_values')
 
 def _is_odd(t): return t.is_quantized or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 def _unfit(name, t):
     "Why nothing can be done with a parameter or buffer, if so."
-    if t.is_meta: return f'{name!r} is on the meta device and has no values: load the weights first (model.to_empty(device=...), then load_state_dict)'
-    if isinstance(t, nn.Parameter) and _is_odd(t): return (f'{name!r} is a {type(t).__name__} of {t.dtype}, which cannot be cut by units: give the `nn.Module` with plain weights, '
-        'and quantize or distribute the small network')
+    if t.is_meta: return (f'{name!r} is on the meta device and has no values: load the weights first '
+        '(model.to_empty(device=...), then load_state_dict)')
+    if isinstance(t, nn.Parameter) and _is_odd(t):
+        return (f'{name!r} is a {type(t).__name__} of {t.dtype}, which cannot be cut by units: '
+            'give the `nn.Module` with plain weights, and quantize or distribute the small network')
 
 def check_model(
     model,               # what is to be sparsified or condensed
     may_be_lazy:bool=False # is a batch run before weights are needed?
 ):
     "A `ValueError` if `model` is of a kind of which no layer can be cut: it says of which, and what to give."
-    if type(model).__name__=='ExportedProgram': raise ValueError('the model is an ExportedProgram: its layers are not there any more. Give the `nn.Module` that it was exported from')
+    if type(model).__name__=='ExportedProgram': raise ValueError('the model is an ExportedProgram: its layers are not '
+        'there any more. Give the `nn.Module` that it was exported from')
     if not isinstance(model, nn.Module): raise TypeError(f'{model!r} is no model: give an `nn.Module`')
-    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'the model is a ScriptModule ({type(model).__name__}), made by torch.jit.script or torch.jit.trace: its layers cannot '
-        'be changed. Give the `nn.Module` that it was made from, and script or trace the small network')
+    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'the model is a ScriptModule '
+        f'({type(model).__name__}), made by torch.jit.script or torch.jit.trace: its layers cannot be changed. '
+        'Give the `nn.Module` that it was made from, and script or trace the small network')
     for n,m in model.named_modules():
         if why := _program(n, m): raise ValueError(why)
-        if _is_packed(m): raise ValueError(f'{_named(n)} is quantized ({type(m).__module__}.{type(m).__name__}): its weights are packed and cannot be cut. '
-            'Give the `nn.Module` with weights of floating point, and quantize the small network')
+        if _is_packed(m): raise ValueError(f'{_named(n)} is quantized ({type(m).__module__}.{type(m).__name__}): '
+            'its weights are packed and cannot be cut. Give the `nn.Module` with weights of floating point, '
+            'and quantize the small network')
     for n,t in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(t):
-            if not may_be_lazy: raise ValueError(f'{n!r} has no shape yet, as the model is lazy: run a batch through it first')
+            if not may_be_lazy: raise ValueError(f'{n!r} has no shape yet, as the model is lazy: '
+                'run a batch through it first')
         elif why := _unfit(n, t): raise ValueError(why)
 
 # %% ../../nbs/core/02_checks.ipynb #be2843a8
@@ -59,13 +68,16 @@ def check_copyable(
     model:nn.Module # any model
 ):
     "A `ValueError` if a module of `model` has an attribute that cannot be copied."
-    memo = {id(o):o for o in (*model.modules(), *model.parameters(), *model.buffers(), *(t for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(vars(m).values()))))}
+    held = tensors_in([list(vars(m).values()) for m in (*model.modules(),*hook_owners(model))])
+    memo = {id(o):o for o in (*model.modules(), *model.parameters(), *model.buffers(), *held)}
     for name,m in model.named_modules():
-        if hasattr(type(m), '__deepcopy__') or getattr(type(m), '__getstate__', None) is not getattr(nn.Module, '__getstate__', None): continue # it knows how
+        own = getattr(type(m), '__getstate__', None)
+        if hasattr(type(m), '__deepcopy__') or own is not _getstate: continue # it knows how
         for k,v in vars(m).items():
             if k.startswith('_') and k in _of_modules or v is None or isinstance(v, (bool,int,float,str)): continue
             try: deepcopy(v, memo)
-            except Exception as e: raise ValueError(f'attribute {k!r} of {_named(name)} is a {type(v).__name__}, which cannot be copied ({e}): set it to None, condense, and give it to the '
-                'small network') from e
+            except Exception as e: raise ValueError(f'attribute {k!r} of {_named(name)} is a {type(v).__name__}, which '
+                f'cannot be copied ({e}): set it to None, condense, and give it to the small network') from e
 
+_getstate = getattr(nn.Module, '__getstate__', None)
 _of_modules = set(vars(nn.Module()))

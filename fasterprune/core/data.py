@@ -28,5 +28,5 @@ def tensor_dls(
 ) -> DataLoaders:
     "`DataLoaders` over tensors; the last, smaller batch of training is left out."
     train,valid = Tensors(*train),Tensors(*valid)
-    return DataLoaders(TensorLoader(train, bs=bs, shuffle=True, drop_last=True, num_workers=0, after_batch=batch_tfms), TensorLoader(valid, bs=4*bs, num_workers=0),
-        device=device)
+    first = TensorLoader(train, bs=bs, shuffle=True, drop_last=True, num_workers=0, after_batch=batch_tfms)
+    return DataLoaders(first, TensorLoader(valid, bs=4*bs, num_workers=0), device=device)

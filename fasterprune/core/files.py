@@ -23,7 +23,8 @@ def check_writable(
         probe.touch()
         probe.unlink()
         if path.exists() and not os.access(path, os.W_OK): raise PermissionError(0, 'it is read-only')
-    except OSError as e: raise ValueError(f'{str(path)!r} cannot be written ({e.strerror or e}): choose another path') from e
+    except OSError as e:
+        raise ValueError(f'{str(path)!r} cannot be written ({e.strerror or e}): choose another path') from e
     return path
 
 @contextmanager

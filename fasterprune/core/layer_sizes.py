@@ -17,7 +17,8 @@ def _conv_sizes(m):
     if m.transposed:
         groups = max(1, first) if m.groups==m.in_channels>1 else m.groups
         return dict(in_channels=first, out_channels=second*groups, groups=groups)
-    groups = max(1, first*m.groups//m.out_channels) if m.groups==m.in_channels>1 else m.groups # depthwise: one for each channel
+    groups = m.groups
+    if groups==m.in_channels>1: groups = max(1, first*groups//m.out_channels) # depthwise: one for each channel
     return dict(out_channels=first, in_channels=second*groups, groups=groups)
 
 def _norm_sizes(m):

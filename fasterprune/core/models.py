@@ -12,6 +12,7 @@ from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
+from fastcore.basics import noop
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .batches import hook_owners, is_dense, tensors_in
 def evaluating(
     model:nn.Module # a model, any part of which may be in training mode
 ):
-    "Evaluation mode without gradients or autocast inside the context; afterwards each part of `model` is in the mode it was in."
+    "Evaluation mode without gradients or autocast inside the context; afterwards each part is in its old mode."
     modes = {m:m.training for m in model.modules()}
     model.eval()
     try:
@@ -65,11 +66,12 @@ def unobserved(
             hooks.update(held)
 
 def _deepcopy(model, memo):
-    "A deep copy; of hooks whose owner cannot be copied, the copy has the same ones: they may be part of what the network computes."
+    "A deep copy, with the same hooks where their owner cannot be copied: they may be part of what is computed."
     try: return deepcopy(model, dict(memo))
     except Exception:
         hooks = [h for m in model.modules() for k in _hooks for h in getattr(m, k).values()]
-        owners = {id(o):o for h in hooks for o in (h, getattr(h, '__self__', None)) if o is not None and not isinstance(o, nn.Module)}
+        owners = [o for h in hooks for o in (h, getattr(h, '__self__', None))]
+        owners = {id(o):o for o in owners if o is not None and not isinstance(o, nn.Module)}
         if not owners: raise
         return deepcopy(model, {**memo, **owners})
 
@@ -107,11 +109,14 @@ def copy_of(
     shared:bool=False # may the copy have parameters and buffers of its own in the memory of the model's?
 ) -> nn.Module: # a deep copy
     "Copy a model, even if it holds tensors that were computed from its parameters."
-    memo = {id(t):t.detach().clone() for m in (*model.modules(),*hook_owners(model)) for t in tensors_in(list(m.__dict__.values())) if not (t.is_leaf and is_dense(t))}
-    if shared:
-        memo.update({id(p):nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter})
-        memo.update({id(b):b.detach() for b in model.buffers() if type(b) is Tensor})
+    held = tensors_in([list(m.__dict__.values()) for m in (*model.modules(),*hook_owners(model))])
+    memo = {id(t):t.detach().clone() for t in held if not (t.is_leaf and is_dense(t))}
+    ps,bs = [p for p in model.parameters() if type(p) is nn.Parameter],[b for b in model.buffers() if type(b) is Tensor]
+    def _note(f, ps, bs):
+        memo.update({id(p):nn.Parameter(f(p.detach()), p.requires_grad) for p in ps})
+        memo.update({id(b):f(b.detach()) for b in bs})
+    if shared: _note(noop, ps, bs)
     if dtype: # at once, and not a copy that is converted
-        memo.update({id(p):nn.Parameter(p.detach().to(dtype, copy=True), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()})
-        memo.update({id(b):b.detach().to(dtype, copy=True) for b in model.buffers() if type(b) is Tensor and b.is_floating_point()})
+        ps,bs = [[t for t in ts if t.is_floating_point()] for ts in (ps,bs)]
+        _note(lambda t: t.to(dtype, copy=True), ps, bs)
     with unobserved(model): return _deepcopy(model, memo).to(dtype)

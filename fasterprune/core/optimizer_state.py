@@ -27,7 +27,8 @@ def state_entries(
     for o in optimizers_in(opt):
         of = vars(o).get('state', {})
         for p,state in of.items(): yield from ((p,state,k) for k in state) if isinstance(state, dict) else [(p,of,p)]
-        for ps,slow in zip(getattr(o, 'param_lists', []), vars(o).get('slow_weights') or []): yield from ((p,slow,i) for i,p in enumerate(ps))
+        for ps,slow in zip(getattr(o, 'param_lists', []), vars(o).get('slow_weights') or []):
+            yield from ((p,slow,i) for i,p in enumerate(ps))
 
 # %% ../../nbs/core/08_optimizer_state.ipynb #6cb9f2c4
 _first,_second = ('grad_avg','exp_avg','momentum_buffer'),('sqr_avg','exp_avg_sq','max_exp_avg_sq','square_avg')
@@ -36,10 +37,11 @@ _first,_second = ('grad_avg','exp_avg','momentum_buffer'),('sqr_avg','exp_avg_sq
 def flush_denormals(
     opt # an optimizer of fastai or torch
 ):
-    "Give moments that are about to become denormal values that a CPU is fast with; what is not a moment, or not on a CPU, is left alone."
+    "Give moments on a CPU that are about to become denormal values that it is fast with; nothing else is changed."
     for _,state,k in state_entries(opt):
         if not isinstance(k, str) or k not in _first+_second or not isinstance(t := state[k], Tensor): continue
-        if t.device.type!='cpu' or t.layout!=torch.strided or t.dtype not in (torch.float32,torch.float64): continue # a CPU is not slow with half precision
+        if t.device.type!='cpu' or t.layout!=torch.strided: continue
+        if t.dtype not in (torch.float32,torch.float64): continue # a CPU is not slow with half precision
         low = torch.finfo(t.dtype).tiny**.85
         if k in _second: t.clamp_(min=low)
         else: t.copy_(hardshrink(t, low))
@@ -63,9 +65,9 @@ def _is_scalar(o):
 
 def slice_state(
     opt,        # a fastai or torch optimizer, or an `OptimWrapper`
-    slices:dict # for each parameter of the network its name, its shape before it was cut, and the indices that are kept by dimension
+    slices:dict # for each parameter of the network its name, its old shape, and the indices that are kept by dimension
 ):
-    "Cut what `opt` keeps for its parameters as they are cut; a `ValueError` if that is not possible, before anything is changed."
+    "Cut what `opt` keeps for its parameters as they are cut; if that is not possible, an error before any change."
     for (_,shape,cut),state,k in check_state(opt, slices):
         if not _is_scalar(state[k]) and state[k].shape==torch.Size(shape):
             for dim,index in cut.items(): state[k] = state[k].index_select(dim, index.to(state[k].device))

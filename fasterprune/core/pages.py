@@ -26,12 +26,16 @@ def picture(
 
 _style = """
 :root { color-scheme: light }
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem }
-h1 { font-size: 1.8rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } .lead { color: #555; margin-top: 0 }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap } th:first-child, td:first-child { text-align: left }
-thead th { border-bottom: 2px solid #2171b5 } img { max-width: 100%; height: auto } footer { margin-top: 3rem; color: #777; font-size: .85rem }
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2.5rem auto }
+body { padding: 0 1.25rem } h1 { font-size: 1.8rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+.lead { color: #555; margin-top: 0 } .wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #2171b5 }
+img { max-width: 100%; height: auto } footer { margin-top: 3rem; color: #777; font-size: .85rem }
 """
+
+_viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 def write_page(
     path,          # of the file to write
@@ -43,9 +47,10 @@ def write_page(
     "Write a self-contained HTML page; an existing file is replaced only when the new one is complete."
     path = check_writable(path)
     body = ''.join(f'<section><h2>{html.escape(h)}</h2>{content}</section>' for h,content in sections)
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(title)}</title><style>{_style}</style></head><body><h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
-        f'{body}<footer>{html.escape(footer)}</footer></body></html>')
+    title,lead,footer = map(html.escape, (title,lead,footer))
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_viewport}<title>{title}</title>'
+        f'<style>{_style}</style></head><body><h1>{title}</h1><p class="lead">{lead}</p>{body}<footer>{footer}</footer>'
+        '</body></html>')
     with replacing(path) as temp: temp.write_text(page, encoding='utf-8')
     return path
 

@@ -44,10 +44,14 @@ def as_laid_out(
 ) -> Tensor:
     "The same values, with channels last if `old` has them so."
     last = {4:torch.channels_last, 5:torch.channels_last_3d}.get(new.ndim)
-    return new.contiguous(memory_format=last) if last and old.ndim==new.ndim and not old.is_contiguous() and old.is_contiguous(memory_format=last) else new
+    if not last or old.ndim!=new.ndim or old.is_contiguous() or not old.is_contiguous(memory_format=last): return new
+    return new.contiguous(memory_format=last)
 
 # %% ../../nbs/core/07_plain_layers.ipynb #927abf90
-def _hooks_of(m): return [h for h in m._forward_pre_hooks.values() if isinstance(h, prune.BasePruningMethod) or type(h).__name__ in ('WeightNorm','SpectralNorm')]
+def _is_norm(h): return type(h).__name__ in ('WeightNorm','SpectralNorm')
+
+def _hooks_of(m):
+    return [h for h in m._forward_pre_hooks.values() if isinstance(h, prune.BasePruningMethod) or _is_norm(h)]
 
 def is_plain(
     model:nn.Module # any model
@@ -71,7 +75,7 @@ class Through(nn.Module):
 @torch.no_grad()
 def become_layer(
     m:nn.Module,   # a layer whose weight is computed; changed
-    options:dict,  # plain data: `kind` of layer, its `args`, has it a `bias`, is it padded to have the `same` size, and which module in it is that, if it is not it itself?
+    options:dict,  # plain data: `kind` of layer, its `args`, `bias`?, `same` padding?, which `inner` module it is, if any
     weight:Tensor=None, # what it is to have; `None`: what stands in its parameter
     bias:Tensor=None
 ):
@@ -84,7 +88,8 @@ def become_layer(
         return
     new = getattr(nn, options['kind'])(**options['args'], bias=options['bias'], device='meta')
     m.__class__ = mixed_in(SamePadded, type(new)) if options['same'] else type(new)
-    m.__dict__.update({k:v for k,v in vars(new).items() if k[0]!='_' and k!='training' or k=='_reversed_padding_repeated_twice'}, plain_options=options)
+    attrs = {k:v for k,v in vars(new).items() if k[0]!='_' and k!='training' or k=='_reversed_padding_repeated_twice'}
+    m.__dict__.update(attrs, plain_options=options)
     for name in set(m._parameters)-{'weight','bias'}: del m._parameters[name]
     if not options['bias']: m._parameters['bias'] = None
     m._buffers.clear()
@@ -96,7 +101,7 @@ def become_layer(
 def make_plain(
     model:nn.Module # changed
 ):
-    "Turn weights that are computed from others into plain parameters, with the values that they have in evaluation mode."
+    "Turn weights that are computed from others into plain parameters, as they are in evaluation mode."
     modes = {m:m.training for m in model.modules()}
     model.eval()
     for m in modes:

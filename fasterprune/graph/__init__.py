@@ -9,10 +9,14 @@ __all__ = ['Call', 'Node', 'Trace', 'trace_forms', 'origins_of', 'traced_numbers
            'styled']
 
 # %% ../../nbs/graph/index.ipynb #c9abd7e2
-from .trace import Call, Node, Trace, trace_forms
+from .tracer import Call, Node, Trace
+from .forms import trace_forms
 from .origins import origins_of, traced_numbers
-from .rules import Branch, Norm, Param, LinearUse, AbstractValue, Size, barrier, one_operation, place, rule
-from .graph import Graph, failed_rules, trace_sample
+from .values import AbstractValue, Param
+from .facts import Branch, LinearUse, Norm, Size
+from .rules import barrier, one_operation, place, rule
+from .graph import Graph, trace_sample
+from .interpreter import failed_rules
 from .costs import Entry, compare, count_macs, latency, n_bytes, n_inputs, n_macs, n_params, styled
 
 # %% ../../nbs/graph/index.ipynb #6dc162e4

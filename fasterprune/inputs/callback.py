@@ -13,7 +13,7 @@ from torch import Tensor
 from fastai.basics import no_random, tuplify
 
 from ..core.batches import first_items, map_tensors
-from ..sparsify.callback import MaskCallback
+from ..sparsify.mask_callback import MaskCallback
 from ..sparsify.schedules import one_cycle
 from .features import InputFeatures, table_columns
 from .importance import get_input_criterion

@@ -17,7 +17,7 @@ from ..core.optimizer_state import keep_parameters, optimizers_in, slice_state
 from ..condense.condensed import Condensed
 from ..condense.input_selector import InputSelector
 from ..condense.tabular import dense_name
-from ..sparsify.callback import MaskCallback
+from ..sparsify.mask_callback import MaskCallback
 from .dataloaders import copy_bound, select_dls
 
 # %% ../../nbs/learner/03_clone.ipynb #b7b2166f

@@ -19,7 +19,9 @@ from ..core.optimizer_state import keep_parameters, optimizers_in
 from ..core.plain_layers import is_plain
 from ..graph.costs import n_params
 from ..condense.condenser import Condenser
-from ..sparsify.callback import KeepZeros, MaskCallback, SparsifyCallback, _averages
+from ..sparsify.keep_zeros import KeepZeros
+from ..sparsify.mask_callback import MaskCallback
+from ..sparsify.callback import SparsifyCallback, _averages
 from ..sparsify.granularity import by_output, weighted
 from ..sparsify.sparsifier import Sparsifier
 from .dataloaders import delivers, select_dls

@@ -16,7 +16,7 @@ from fastai.basics import DataLoader, DataLoaders, GetAttr, Learner, compose
 
 from ..core.batches import as_tuple, map_tensors
 from ..condense.input_selector import InputSelector
-from ..sparsify.callback import sample_of
+from ..sparsify.mask_callback import sample_of
 from .tabular import narrow_tables
 
 # %% ../../nbs/learner/02_dataloaders.ipynb #bd669f47

@@ -18,7 +18,7 @@ from fastai.basics import L, Learner, delegates, no_random, set_seed
 import fastai.callback.all # what it patches into `Learner`
 
 from ..core.files import replacing
-from ..sparsify.callback import sample_of
+from ..sparsify.mask_callback import sample_of
 from ..sparsify.tickets import state_of
 from ..inputs.callback import InputPruneCallback
 from ..inputs.features import table_columns

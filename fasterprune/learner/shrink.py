@@ -17,7 +17,7 @@ from ..core.optimizer_state import slice_state, state_entries
 from ..graph.graph import Graph
 from ..condense.condensed import Condensed
 from ..condense.condenser import Condenser
-from ..condense.plan import apply_plan
+from ..condense.apply import apply_plan
 
 # %% ../../nbs/learner/05_shrink.ipynb #4b24a5f5
 def unwrapped(

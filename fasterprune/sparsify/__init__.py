@@ -12,9 +12,9 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest',
            'kth_lowest', 'up_to', 'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
            'contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
-           'get_context', 'make_pools', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback',
-           'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored',
-           'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
+           'get_context', 'make_pools', 'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of',
+           'MaskCallback', 'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback',
+           'restored', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
 from .schedules import Schedule, ScheduleFamily, agp, cosine, dense_sparse_dense, get_schedule
@@ -27,12 +27,17 @@ from .criteria import taylor, updating_magnitude_increase, updating_movement, up
 from .granularity import Granularity, axes, best_of_neighbors, block, by_output, get_granularity
 from .granularity import granularities, has_numpy, in_axes, kth_lowest, lowest, n_of_m, up_to
 from .granularity import weighted
-from .units import Group, Groups, Slices, find_groups, select_layers
+from .layer_filter import select_layers
+from .groups import Group, Groups, Slices
+from .units import find_groups
 from .allocation import add_up, check_sparsity, contexts, dead_count, erk, get_context, globally
 from .allocation import local, make_pools, most_dead, start_count
-from .sparsifier import Sparsifier, find_zeros, sparsity_report
-from .callback import KeepZeros, MaskCallback, SparsifyCallback, layer_styles, sample_of
-from .callback import tell_layers
+from .state import MaskState
+from .reports import find_zeros, sparsity_report
+from .sparsifier import Sparsifier
+from .mask_callback import MaskCallback, sample_of
+from .keep_zeros import KeepZeros
+from .callback import SparsifyCallback, layer_styles, tell_layers
 from .regularize import RegularizeCallback
 from .sensitivity import Sensitivity, restored, sensitivity
 from .tickets import Ticket, find_ticket, load_ticket
@@ -47,7 +52,7 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to',
     'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity',
     'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk', 'get_context', 'make_pools',
-    'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles',
+    'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles',
     'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity', 'Ticket',
     'find_ticket', 'load_ticket']
 

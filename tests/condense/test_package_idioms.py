@@ -3,7 +3,7 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from fasterprune.all import Condenser
-from fasterprune.graph.graph import failed_rules
+from fasterprune.graph.interpreter import failed_rules
 
 def dead(layer, units, d=0):
     with torch.no_grad():

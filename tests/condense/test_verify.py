@@ -7,10 +7,12 @@ from torch.nn import functional as F
 from fasterprune.all import *
 from fasterprune.core.batches import tensors_in
 from fasterprune.core.models import copy_of
-from fasterprune.graph.trace import trace, trace_forms
+from fasterprune.graph.forms import trace_forms
+from fasterprune.graph.trace import trace
 from fasterprune.graph.rules import one_operation
 from fasterprune.condense.reduced import Constant
-from fasterprune.condense.verify import Reference, _compare
+from fasterprune.condense.comparison import compare_channels
+from fasterprune.condense.verify import Reference
 from support.zeros import reordered, zeroed
 from support.zoo import network
 
@@ -234,9 +236,9 @@ def test_channels_are_compared_with_what_is_infinite_in_them():
     t,inf,nan = torch.tensor,torch.inf,torch.nan
     same = [t([[1.,-inf]]),t([[1.,nan]]),torch.zeros(2, 3),torch.zeros(0, 3),t(1.),t([True])]
     other = [([[1.,inf]],[[1.,-inf]]), ([[1.,nan]],[[nan,1.]]), ([[0.]],[[1.]]), ([[nan]],[[inf]]), ([1.],[[1.]])]
-    for a in same: assert _compare('', a, a.clone()).error==0
-    for a,b in other: assert _compare('', t(a), t(b)).error==inf
-    found = _compare('', t([[1.,100.],[2.,50.]]), t([[1.,100.],[2.5,51.]]))
+    for a in same: assert compare_channels('', a, a.clone()).error==0
+    for a,b in other: assert compare_channels('', t(a), t(b)).error==inf
+    found = compare_channels('', t([[1.,100.],[2.,50.]]), t([[1.,100.],[2.5,51.]]))
     assert (found.error,found.number,found.difference,found.size)==(.25,0,.5,2.)
 
 # ---- what it takes

@@ -7,7 +7,8 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from fasterprune.all import Condenser, Sparsifier, load_condensed
-from fasterprune.graph.graph import Graph, failed_rules
+from fasterprune.graph.graph import Graph
+from fasterprune.graph.interpreter import failed_rules
 from support.nets import gap
 
 @pytest.fixture(autouse=True)

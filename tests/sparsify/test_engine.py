@@ -2,6 +2,7 @@
 import itertools, math
 from copy import deepcopy
 from functools import partial
+from unittest.mock import patch
 import numpy as np, pytest, torch
 from fastai.basics import Callback, CancelBatchException, CancelFitException, CancelStepException, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 from fastai.optimizer import Adam, Lamb, Larc, Lookahead, OptimWrapper, QHAdam, RAdam, RMSProp, SGD, ranger
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from fasterprune.all import *
 from fasterprune.sparsify.criteria import get_criterion, needs_of
 from fasterprune.sparsify.allocation import dead_count, start_count
-from fasterprune.sparsify.criterion_state import Memory
 from support.nets import gap, perturb
 from support.sparsity import Count, cnn, dead, fit, layers, learner, mlp, n_mlp, total, zeros
 
@@ -275,11 +275,9 @@ def check_coupled(dim, side, some):
         assert all(torch.equal(after[k], v) for k,v in first.items() if k not in touched), case
 
 def sp_like(sp, context, criterion):
-    "Another sparsifier over the same units: a graph takes its time to capture."
-    new = deepcopy(sp, {id(sp.model):sp.model} | {id(p):p for p in sp.params.values()})
-    new.context,new.criterion = context,get_criterion(criterion)
-    new.memory = Memory(needs_of(new.criterion), new.model, [s.param for g in new.groups for s in g.weights])
-    return new
+    "Another sparsifier over the same units: a graph takes its time to trace."
+    units = deepcopy(sp.groups, {id(p):p for p in sp.params.values()}),dict(sp.left_dense)
+    with patch('fasterprune.sparsify.sparsifier.find_groups', lambda *args: units): return Sparsifier(sp.model, sp.granularity, context, criterion)
 
 # ---- heads
 

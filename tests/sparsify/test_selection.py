@@ -4,7 +4,10 @@ import itertools, pickle, subprocess, sys, tracemalloc
 import pytest, torch
 from fastai.basics import *
 from torch.utils._python_dispatch import TorchDispatchMode
-from fasterprune.sparsify import granularity, selection as fast, sparsifier as sparsify
+from fasterprune.sparsify import choosing, granularity, scoring, workspace, zeros
+from fasterprune.sparsify.selection import LowestAlive, row_sums
+from fasterprune.sparsify.workspace import Workspace, piece, worth_compiling
+from fasterprune.sparsify.zeros import Zeros
 from fasterprune.all import *
 from fasterprune.core.optimizer_state import DenormalGuard
 
@@ -43,13 +46,13 @@ def test_one_pass_finds_what_all_scores_find(model, way, monkeypatch):
     "The few that die at each step are those that a selection from the scores of all weights gives, after each batch, and so is the network."
     if isinstance(way['sparsity'], dict) and model is cnn: way = dict(way, sparsity={'0':.5, '*':.8})
     runs,found = [],[]
-    few = sparsify.Sparsifier._find_incremental
+    find = choosing.IncrementalChoice.find
     for slow in (False,True):
-        def _few(self, groups, k):
-            f = None if slow else few(self, groups, k)
+        def _find(self, groups, k):
+            f = None if slow else find(self, groups, k)
             found.append(f is not None)
             return f
-        monkeypatch.setattr(sparsify.Sparsifier, '_find_incremental', _few)
+        monkeypatch.setattr(choosing.IncrementalChoice, 'find', _find)
         cb = SparsifyCallback(**way)
         watch = Watch(cb)
         learn = fit(learner(model), 3, cb, watch)
@@ -73,7 +76,7 @@ def test_the_bound_may_be_wrong():
     w[hidden.nonzero()[:4000,0]] *= 1e-3
     alive = torch.ones(n, dtype=torch.bool)
     for k in (1,3999,4000,4001,n//2,n-1,n):
-        search = fast.LowestAlive(torch.abs)
+        search = LowestAlive(torch.abs)
         at, = chosen(search, search.find([w], [alive], k))
         assert np.array_equal(at, w.argsort(stable=True)[:k].sort().values)
 
@@ -81,7 +84,7 @@ def test_where_the_last_ones_were_may_mislead():
     "A search is exact whatever has become of the weights since it last looked: larger, smaller, drifted, or all the same."
     g = torch.Generator().manual_seed(0)
     w,alive = torch.randn(40_000, generator=g),torch.ones(40_000, dtype=torch.bool)
-    search,bounds = fast.LowestAlive(torch.abs),[]
+    search,bounds = LowestAlive(torch.abs),[]
     look = search._close
     search._close = lambda *args: (bounds.append(args[2]), look(*args))[1]
     def _drift(w): return w+.01*torch.randn(w.shape, generator=g)
@@ -101,16 +104,16 @@ def test_where_the_last_ones_were_may_mislead():
 def test_loops(loops, monkeypatch):
     "Large tensors, half of them dead and not yet zeroed: as sorting finds them, ties and few candidates' room included, and what is not finite."
     if loops=='compiled': pytest.importorskip('numba', reason='Numba is not installed')
-    else: monkeypatch.setattr(fast, 'compiled', dict)
-    assert bool(fast.compiled())==(loops=='compiled')
+    else: monkeypatch.setattr(workspace, 'compiled', dict)
+    assert bool(workspace.compiled())==(loops=='compiled')
     g = torch.Generator().manual_seed(0)
-    sizes = fast.worth_compiling+77,1000,3*fast.worth_compiling
+    sizes = worth_compiling+77,1000,3*worth_compiling
     full = [torch.randn(n, generator=g) for n in sizes]
     full[2] = (8*full[2]).round()/8
     alive = [torch.rand(n, generator=g)>.5 for n in sizes]
     for k in (1, 500, 100_000, int(sum(a.sum() for a in alive))):
         ts = [t.clone() for t in full]
-        search,masks = fast.LowestAlive(torch.abs, fast.Workspace(sum(sizes))),[a.clone() for a in alive]
+        search,masks = LowestAlive(torch.abs, Workspace(sum(sizes))),[a.clone() for a in alive]
         found = search.find(ts, masks, k)
         assert all(torch.equal(t, f*a) for t,f,a in zip(ts, full, alive))
         scores = torch.cat([torch.where(a, f.abs(), torch.inf) for f,a in zip(full, alive)])
@@ -123,18 +126,18 @@ def test_loops(loops, monkeypatch):
     for bad in (torch.nan, torch.inf, -torch.inf):
         ts = [t.clone() for t in full]
         ts[2][alive[2].nonzero()[5]] = bad
-        assert fast.LowestAlive(torch.abs, fast.Workspace(sum(sizes))).find(ts, alive, 500) is None
+        assert LowestAlive(torch.abs, Workspace(sum(sizes))).find(ts, alive, 500) is None
     t,m = torch.randn(512, 300, generator=g),torch.rand(512, 300, generator=g)>.5
     wanted = t*m
-    fast.Zeros({'t':m}).apply({'t':t})
+    Zeros({'t':m}).apply({'t':t})
     assert torch.equal(t, wanted)
 
 @pytest.mark.parametrize('way', [dict(sparsity=.9), dict(sparsity=.5, context='local')], ids=str)
 def test_a_fit_is_the_same_with_and_without_numba(way, monkeypatch):
     pytest.importorskip('numba', reason='Numba is not installed')
     ends = []
-    for loops in (fast.compiled, dict):
-        monkeypatch.setattr(fast, 'compiled', loops)
+    for loops in (workspace.compiled, dict):
+        monkeypatch.setattr(workspace, 'compiled', loops)
         learn = learner(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2100), nn.ReLU(), nn.Linear(2100, 10)))
         fit(learn, 2, SparsifyCallback(**way))
         ends.append(learn.model.state_dict())
@@ -148,10 +151,10 @@ def test_rows_with_and_without_numba():
         t = torch.randn(shape, generator=g)
         t[::3],t[:,1::4] = 0,0
         for counts in (None, torch.rand(shape[1], generator=g)>.5):
-            (a,n),(b,m) = [fast.row_sums(torch.abs, t, counts, fast.Workspace(size)) for size in (fast.worth_compiling, 0)]
+            (a,n),(b,m) = [row_sums(torch.abs, t, counts, Workspace(size)) for size in (worth_compiling, 0)]
             torch.testing.assert_close(a, b)
             assert n==m and torch.equal(a==0, b==0)
-    assert fast.Workspace(fast.worth_compiling).loops and not fast.Workspace(fast.worth_compiling-1).loops
+    assert Workspace(worth_compiling).loops and not Workspace(worth_compiling-1).loops
 
 def test_masks_together_and_alone():
     "Zeros of all callbacks are there before one of them scores; with one callback, the step itself does all."
@@ -170,7 +173,7 @@ def test_masks_together_and_alone():
 @pytest.mark.parametrize('loops', ['compiled','numpy'])
 def test_no_copy_of_the_weights(loops, monkeypatch):
     "An update in which one weight in a hundred dies takes less memory than a tenth of the weights do."
-    if loops=='numpy': monkeypatch.setattr(fast, 'compiled', dict)
+    if loops=='numpy': monkeypatch.setattr(workspace, 'compiled', dict)
     model = nn.Sequential(nn.Linear(1500, 1500, bias=False), nn.Linear(1500, 1000, bias=False))
     sp = Sparsifier(model, layers='*')
     sp.sparsify(.5)
@@ -186,10 +189,10 @@ def test_no_copy_of_the_weights(loops, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1] # NumPy's arrays
     tracemalloc.stop()
     with Sizes(): sp.update(.52)
-    assert peak < .4*n and max(sizes, default=0) <= fast.piece+n//10, (peak, sizes)
+    assert peak < .4*n and max(sizes, default=0) <= piece+n//10, (peak, sizes)
     assert sum(int((p==0).sum()) for p in model.parameters())==round(.52*n)
     assert sum(m.numel() for m in sp.masks.values())==n and all(m.dtype==torch.bool for m in sp.masks.values()) # one byte each
-    assert not sp.memory.weights
+    assert not sp.criterion_state.weights
 
 class Waits(TorchDispatchMode):
     "What a GPU would be waited for: numbers read, and sizes that depend on values."
@@ -218,7 +221,7 @@ def test_an_update_waits_for_nothing(kind, context, criterion, monkeypatch):
         sp.sparsify(.2)
     for s in (.3,.4,.45):
         with monkeypatch.context() as m:
-            for module in (granularity,fast,sparsify): m.setattr(module, 'has_numpy', lambda t: False)
+            for module in (granularity,choosing,scoring,zeros): m.setattr(module, 'has_numpy', lambda t: False)
             with Waits() as waits:
                 sps[1].update(s)
                 sps[1].apply()
@@ -228,10 +231,10 @@ def test_an_update_waits_for_nothing(kind, context, criterion, monkeypatch):
         sps[0].update(s)
         assert reached==sps[0].reached==pytest.approx(s, abs=.05)
         for (n,a),(_,b) in zip(nets[0].state_dict().items(), nets[1].state_dict().items()): assert torch.allclose(a, b, atol=1e-6), n
-    assert all(bool(f) for f in sps[1].finite.values())
+    assert all(bool(f) for f in sps[1].scorer.finite.values())
     with torch.no_grad(): nets[1][3].weight[0] = torch.nan
     with monkeypatch.context() as m:
-        for module in (granularity,fast,sparsify): m.setattr(module, 'has_numpy', lambda t: False)
+        for module in (granularity,choosing,scoring,zeros): m.setattr(module, 'has_numpy', lambda t: False)
         if criterion=='large_final' and kind!='2:4':
             sps[1].update(.6)
             with pytest.raises(ValueError, match="'3'.*not finite"): sps[1].sparsity()
@@ -314,7 +317,7 @@ def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
     "With decays that come to them in a hundred steps: what is alive learns as if nothing had been done, and without it there are thousands."
     found = []
     for every in (32, 10**9):
-        monkeypatch.setattr('fasterprune.sparsify.callback.DenormalGuard', lambda: DenormalGuard(every))
+        for module in ('mask_callback','keep_zeros'): monkeypatch.setattr(f'fasterprune.sparsify.{module}.DenormalGuard', lambda: DenormalGuard(every))
         learn = learner(mlp, 128, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.6,.6)))
         if kind=='kept': Sparsifier(learn.model).sparsify(.9)
         with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=masking[kind]())

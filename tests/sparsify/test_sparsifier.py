@@ -7,7 +7,7 @@ from fastai.callback.all import ActivationStats, GradientAccumulation, MixUp, Sa
 from torch import nn
 import torch.nn.functional as F
 from fasterprune.all import *
-from fasterprune.sparsify.callback import MaskCallback
+from fasterprune.sparsify.mask_callback import MaskCallback
 from fasterprune.sparsify.schedules import get_schedule
 from support.nets import gap, perturb
 from support.sparsity import Count, cnn, dead, fit, layers, learner, mlp, n_mlp, total, zeros

@@ -28,6 +28,15 @@ def halve(model, kinds=nn.modules.conv._ConvNd):
         if isinstance(m, kinds): m.weight[torch.randperm(len(m.weight))[:len(m.weight)//2]] = 0
     return model
 
+def mlp(n_in=6, n=8, n_out=3):
+    "Three linear layers."
+    return nn.Sequential(nn.Linear(n_in, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n_out))
+
+def cnn(n=8, act=nn.ReLU):
+    "Two convolutions with norms as after training, and a linear layer."
+    return perturb(nn.Sequential(nn.Conv2d(3, n, 3, padding=1), nn.BatchNorm2d(n), act(), nn.Conv2d(n, n, 3, padding=1), nn.BatchNorm2d(n), act(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 4)))
+
 activations = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.SiLU, nn.Identity)
 convs,norms = (None,nn.Conv1d,nn.Conv2d,nn.Conv3d),(nn.BatchNorm1d,nn.BatchNorm1d,nn.BatchNorm2d,nn.BatchNorm3d)
 pools = {kind:tuple(getattr(nn, f'{kind}Pool{d}d') for d in (1,1,2,3)) for kind in ('Max','Avg','AdaptiveAvg','AdaptiveMax')}

@@ -5,7 +5,7 @@ from fastai.callback.all import *
 from fastai.tabular.all import *
 from torch import nn
 from fasterprune.all import *
-from fasterprune.sparsify.callback import MaskCallback
+from fasterprune.sparsify.mask_callback import MaskCallback
 from fasterprune.core.models import evaluating
 from fasterprune.learner.condense_callback import CondenseCallback
 

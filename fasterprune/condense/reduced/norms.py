@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.plain_layers import Mixed
-from ...graph.ops.layers import machine_eps, norm_over
+from ...graph.ops.norms import machine_eps, norm_over
 from ...graph.rules import one_operation, rule
 
 # %% ../../../nbs/condense/reduced/01_norms.ipynb #9d8f85ea

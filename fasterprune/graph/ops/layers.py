@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fasterprune.core.batches import as_tuple
-from fasterprune.graph.rules import Norm, Param, LinearUse, AbstractValue, Size, barrier, distinct, leaves, nothing, place, rule
-from fasterprune.graph.rules import rules, some, spread
+from fasterprune.graph.facts import LinearUse
+from fasterprune.graph.rules import barrier, leaves, place, rule, rules
+from fasterprune.graph.values import AbstractValue, Param, distinct, nothing, some, spread
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #9d6011d2
 def outputs_first(
@@ -33,9 +34,13 @@ def effective(
     return w.flatten(2).sum(2) if w.ndim>2 else w
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #e7437eea
-def _params(weight, *others): return isinstance(weight, Param) and all(o is None or isinstance(o, Param) for o in others)
+def all_params(weight, *others):
+    "Is the weight a parameter, and are the others, if there are any?"
+    return isinstance(weight, Param) and all(o is None or isinstance(o, Param) for o in others)
 
-def _bias(bias, n): return bias.double() if bias else torch.zeros(n, dtype=torch.float64)
+def bias_of(bias, n):
+    "`n` numbers that a layer adds, 0 without a bias."
+    return bias.double() if bias else torch.zeros(n, dtype=torch.float64)
 
 def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)):
     "The signal after a layer that reads `x` along `dim`."
@@ -43,26 +48,28 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     if dim==-1 and not x.varies(x.ids.ndim-1) and any(x.varies(d) for d in range(x.ids.ndim-1)): return _mix(graph, op, x, weight, bias)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
-    other = weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline
-    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in, or of it
+    # computed in another precision than it is stored in, or of it
+    if weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline: const = torch.where(const==0, const, torch.nan)
     value = outputs_first(weight.value, axes)
-    n_rows = len(value)
-    rows = graph.fresh(n_rows//groups).repeat(groups)
-    names = [weight.dims[a] for a in axes] # dimensions of the stored parameter
+    rows = graph.fresh(len(value)//groups).repeat(groups)
+    names = tuple(weight.dims[a] for a in axes) # dimensions of the stored parameter
     graph.bind(weight, names[0], rows)
     graph.bind(bias, 0, rows)
     graph.bind(weight, names[1], cols, 'reads')
     connectivity = (value!=0).flatten(2).any(2).cpu() if value.ndim>2 else (value!=0).cpu()
+    graph.made[id(op.out)] = len(graph.reads)
+    graph.reads.append(LinearUse(weight.layer, weight.name, bias and bias.name, rows, cols, const, connectivity, padded, names))
+    graph.layers[weight.name] = groups
+    return AbstractValue(spread(rows, dim, op.out.shape), spread(_contracted(weight, bias, const, connectivity, padded, axes), dim, op.out.shape))
+
+def _contracted(weight, bias, const, connectivity, padded, axes):
+    "The constant of each output: one that reads nothing which varies, nor a constant across a padded border."
     unknown = const.isnan()
     known = ~unknown & (const!=0)
-    varies = some(connectivity & (unknown|known if padded else unknown), 1)
-    out = _bias(bias, n_rows)
+    out = bias_of(bias, len(connectivity))
     if known.any(): out = out + effective(weight.value, known, axes) @ const[known]
-    graph.made[id(op.out)] = len(graph.reads)
-    graph.reads.append(LinearUse(weight.layer, weight.name, bias and bias.name, rows, cols, const, connectivity, padded, tuple(names)))
-    graph.layers[weight.name] = groups
-    shape = op.out.shape
-    return AbstractValue(spread(rows, dim, shape), spread(torch.where(varies, torch.nan, out), dim, shape))
+    return torch.where(some(connectivity & (unknown|known if padded else unknown), 1), torch.nan, out)
+
 
 def _mix(graph, op, x, weight, bias):
     "The signal after a layer that reads positions, whatever unit is there: nothing of its weight can go."
@@ -77,27 +84,29 @@ def _mix(graph, op, x, weight, bias):
 # %% ../../../nbs/graph/ops/01_layers.ipynb #c90dbed5
 @rule('linear')
 def _linear(graph, op, x, weight, bias=None):
-    if not _params(weight) or weight.value.ndim!=2: return barrier(graph, op, x, weight, bias)
+    if not all_params(weight) or weight.value.ndim!=2: return barrier(graph, op, x, weight, bias)
     if bias is None or isinstance(bias, Param): return contract(graph, op, x, weight, bias, -1)
     out = contract(graph, op, x, weight, None, -1)
     return rules['add'](graph, replace(op, name='add'), out, bias) # a bias that is computed
 
 @rule('conv1d', 'conv2d', 'conv3d')
 def _conv(graph, op, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if not _params(weight, bias) or weight.dims!=tuple(range(weight.value.ndim)) or not _batched(op, weight): return barrier(graph, op, x, weight, bias)
+    if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
     padded = padding=='same' if isinstance(padding, str) else any(as_tuple(padding))
     f = _depthwise if groups>1 and weight.value.shape[1]==1 else contract
     return f(graph, op, x, weight, bias, 1-weight.value.ndim, padded, groups)
 
 @rule('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
 def _conv_transpose(graph, op, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-    if not _params(weight, bias) or weight.dims!=tuple(range(weight.value.ndim)) or not _batched(op, weight): return barrier(graph, op, x, weight, bias)
+    if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
     dim = 1-weight.value.ndim
     if weight.value.shape[:2]==(groups,1) and groups>1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
     if groups>1: return barrier(graph, op, x, weight, bias, why='transposed and grouped')
     return contract(graph, op, x, weight, bias, dim, True, axes=(1,0))
 
-def _batched(op, weight): return op.args[0].ndim==weight.value.ndim
+def _is_usual(op, weight, bias):
+    "Is it done to a batch, by a parameter that is not turned round?"
+    return all_params(weight, bias) and weight.dims==tuple(range(weight.value.ndim)) and op.args[0].ndim==weight.value.ndim
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #85fb0818
 def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
@@ -110,105 +119,19 @@ def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     graph.bind(bias, 0, ids)
     graph.join(ids, f'depthwise convolution {weight.layer}')
     graph.layers[weight.name] = groups
-    kernel,shift = weight.double().flatten(1),_bias(bias, len(ids))
+    kernel,shift = weight.double().flatten(1),bias_of(bias, len(ids))
     live = (kernel!=0).any(1)
     bordered = live & (const.nan_to_num()!=0) if padded else torch.zeros_like(live)
-    if bordered.any(): graph.borders.append((ids[bordered], f'its constant meets the zeros beyond the border in {weight.layer}'))
+    if bordered.any():
+        graph.borders.append((ids[bordered], f'its constant meets the zeros beyond the border in {weight.layer}'))
     out = torch.where(live, const*kernel.sum(1) + shift, shift)
     shape = op.out.shape
     return AbstractValue(spread(ids, dim, shape), spread(torch.where(bordered, torch.nan, out), dim, shape))
 
-# %% ../../../nbs/graph/ops/01_layers.ipynb #07735878
-def _affine(graph, x, weight, bias, dim):
-    "Units and constants of `x`, and the scale and shift of each."
-    ids,const = graph.along(x, dim)
-    for param in (weight,bias): graph.bind(param, 0, ids)
-    n = len(ids)
-    return ids,const,weight.double() if weight else torch.ones(n, dtype=torch.float64),_bias(bias, n)
-
-@rule('batch_norm', 'instance_norm', 'cudnn_batch_norm')
-def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, *args):
-    own = training and op.name=='instance_norm' # normed by its own mean and variance
-    if training and not own or not _params(weight or mean or bias or None, *(p for p in (mean,var,weight,bias) if p)) and (weight or bias or not own):
-        return barrier(graph, op, x, weight, bias, mean, var)
-    x = graph.materialize_constant(x, op)
-    ids,const,scale,shift = _affine(graph, x, weight, bias, 1)
-    for param in (mean,var): graph.bind(param, 0, ids, 'follows')
-    alone = not (weight or bias or mean) and sum(c.name==op.place for c in graph.traced.calls)==1
-    if alone and getattr(graph.model.get_submodule(op.place), 'num_features', None)==len(ids):
-        graph.sizes.append(Size(op.place, 'num_features', ids)) # PyTorch warns of another number
-    graph.join(ids, f'normed by {place(op)}')
-    if own: out = torch.where(const.isnan() & (scale!=0), torch.nan, shift)
-    else:
-        scale = scale*(var.double()+eps).rsqrt()
-        out = torch.where(scale==0, shift, (const-mean.double())*scale + shift)
-        graph.note_mean(op, mean, scale==0)
-    return AbstractValue(x.ids, spread(out, 1, x.shape))
-
-# %% ../../../nbs/graph/ops/01_layers.ipynb #963a9f24
-def within(x, dim):
-    "Are the elements along `dim` parts of the same unit, such as a head?"
-    return not x.varies(dim) and any(x.varies(d) for d in range(len(x.shape)))
-
-def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
-    "The signal after a norm within each unit: nothing of its parameters can go."
-    for p in (weight,bias):
-        if p: graph.fix(p, f'read for each unit by {p.layer}')
-    if x.const.isnan().all(): return x.unknown()
-    scale,shift = offset+(weight.double() if weight else 1.),bias.double() if bias else 0.
-    c = x.const.movedim(dim, -1)
-    c = c - c.mean(-1, keepdim=True)*centered
-    out = torch.where((c==0).all(-1, keepdim=True), shift, c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift)
-    return AbstractValue(x.ids, out.expand(c.shape).movedim(-1, dim))
-
-def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1, group=None, gone=None):
-    "The signal after a norm over groups of the units along `dim`: `groups` equal ones, or `group` has the number of each unit's, and `gone` for each group what it counts besides (see `gone_from`)."
-    if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
-    x = graph.materialize_constant(x, op)
-    if groups==1 and group is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
-    ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
-    graph.join(ids, f'normed by {place(op)}')
-    at,then = graph.norm_dim(op, ids)
-    if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
-    elif sum(c.name==op.place for c in graph.traced.calls)>1: _normed_again(graph, op, ids, const, at)
-    n = len(ids)
-    if group is None: group = torch.arange(n) // (n//groups)
-    total,r,m,v = torch.tensor(gone or [[n//groups,0,0.,0.]]*groups, dtype=torch.float64).T
-    def _sums(t): return torch.zeros_like(total).index_add_(0, group, t)
-    graph.norms.append(Norm(op.place, at, ids, const, group, None, then))
-    mean = (_sums(const) + r*m)/total if centered else torch.zeros_like(total)
-    var = (_sums((const-mean[group])**2) + v + r*(m-mean)**2)/total
-    out = (const-mean[group])*(var+eps).rsqrt()[group]*scale + shift
-    zero = (scale==0) | (const==0 if not centered else False) # 0 is divided
-    return AbstractValue(x.ids, spread(torch.where(zero, shift, out), dim, x.shape))
-
-def _normed_again(graph, op, ids, const, dim):
-    "A norm that is called several times loses the same units each time: such as are 0, along the same dimension."
-    graph.pin(ids[const.nan_to_num()!=0], f'its constant is normed by {place(op)}, which is called several times')
-    for m in [m for m in graph.norms if m.layer==op.place]:
-        if len(m.units)==len(ids): graph.tie(m.units, ids, f'normed by {place(op)}')
-        else: graph.pin(torch.cat([m.units, ids]), f'normed with others, which are not as many, by {place(op)}')
-        if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
-
-def machine_eps(eps, op): return torch.finfo(op.out.dtype).eps if eps is None else eps
-
-@rule('layer_norm')
-def _layer_norm(graph, op, x, shape, weight=None, bias=None, eps=1e-5, *args):
-    if len(shape)>1: return barrier(graph, op, x, weight, bias, why='over several dimensions')
-    return norm_over(graph, op, x, weight, bias, -1, eps)
-
-@rule('rms_norm')
-def _rms_norm(graph, op, x, shape, weight=None, eps=None):
-    if len(shape)>1: return barrier(graph, op, x, weight, why='over several dimensions')
-    return norm_over(graph, op, x, weight, None, -1, machine_eps(eps, op), centered=False)
-
-@rule('group_norm')
-def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args): return norm_over(graph, op, x, weight, bias, 1, eps, groups=groups)
-
 # %% ../../../nbs/graph/ops/01_layers.ipynb #266fa3b0
 @rule('prelu')
 def _prelu(graph, op, x, weight):
-    if not _params(weight): return barrier(graph, op, x, weight)
+    if not all_params(weight): return barrier(graph, op, x, weight)
     x = graph.materialize_constant(x, op)
     if weight.value.numel()==1: slope,const,ids = weight.double().flatten(),distinct(x.const),x.ids
     else:
@@ -220,7 +143,7 @@ def _prelu(graph, op, x, weight):
 
 @rule('embedding', 'embedding_bag')
 def _embedding(graph, op, weight, index, *args, **kwargs):
-    if not _params(weight) or op.name=='embedding' and isinstance(weight.value, Tensor) and weight.dims!=(0,1): return barrier(graph, op, weight, index, args)
+    if not all_params(weight) or op.name=='embedding' and weight.dims!=(0,1): return barrier(graph, op, weight, index, args)
     for a in leaves([index,args,kwargs]):
         if isinstance(a, (AbstractValue,Param)): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
     units,value = graph.fresh(weight.value.shape[1]),weight.double()
@@ -233,7 +156,8 @@ def _embedding(graph, op, weight, index, *args, **kwargs):
 
 @rule('lstm', 'gru', 'rnn_tanh', 'rnn_relu')
 def _recurrent(graph, op, x, hx, weights, has_biases, n_layers, dropout, train, both_ways, *args):
-    if not isinstance(weights, (tuple,list)) or not all(isinstance(w, Param) for w in weights[:1]): return barrier(graph, op, x, hx, weights)
+    if not isinstance(weights, (tuple,list)) or not all(isinstance(w, Param) for w in weights[:1]):
+        return barrier(graph, op, x, hx, weights)
     first = [w for w in weights if isinstance(w, Param) and w.name.rpartition('.')[2].removesuffix('_reverse')=='weight_ih_l0']
     biases = {b.name:b for b in weights if isinstance(b, Param)}
     for w in first:
@@ -244,5 +168,6 @@ def _recurrent(graph, op, x, hx, weights, has_biases, n_layers, dropout, train, 
         graph.bind(w, 1, (found := graph.along(graph.materialize_constant(x, op), -1))[0], 'reads')
         graph.bind(bias, 0, rows, 'follows')
         graph.reads.append(LinearUse(w.layer, w.name, bias and bias.name, rows, *found, (w.value!=0).cpu(), False))
-    others = [w for w in weights if not any(w is f for f in first) and not (isinstance(w, Param) and w.name in [r.bias for r in graph.reads])]
+    taken = {r.bias for r in graph.reads}
+    others = [w for w in weights if not any(w is f for f in first) and not (isinstance(w, Param) and w.name in taken)]
     return barrier(graph, op, hx, others, why='whose state is not cut')
