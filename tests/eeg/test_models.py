@@ -2,11 +2,11 @@
 import numpy as np, pytest, torch
 from fastai.basics import Learner, load_learner, set_seed
 from fastai.callback.all import LRFinder
-import fasterprune.learner # learn.condense
 from fasterprune.condense.condenser import Condenser
 from fasterprune.eeg.models import EEG2Saliency, EEG2SaliencyVAE, KLCallback, adversarial_learner, gaussian_kl
 from fasterprune.eeg.simulator import simulate_eeg
 from fasterprune.inputs.callback import InputPruneCallback
+from fasterprune.learner.condense import condense_learner
 from fasterprune.eeg.saliency import SaliencyLoss, centre_bias, mean_map, mean_measure
 from fasterprune.eeg.saliency import measures, paired_p, permutation_p, saliency_metrics
 from support.eeg import nets
@@ -63,7 +63,7 @@ def test_electrodes_are_found_and_taken_out(kind, simulated):
     cb = InputPruneCallback(.5, names=e.names)
     quiet_fit(learn, 12, cbs=cb)
     masked,y = preds_of(learn)
-    small = learn.condense()
+    small = condense_learner(learn)
     pred,_ = preds_of(small)
     assert set(e.informative)<=set(cb.kept_names) and len(cb.kept)==16
     assert small.dls.one_batch()[0].shape[1]==small.model.encoder.spatial.in_channels==16

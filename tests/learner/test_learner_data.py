@@ -7,9 +7,11 @@ from fastai.vision.all import *
 from torch import nn
 from fasterprune.all import *
 from support.learners import Picture, error, features, fit, label, preds, quiet
-from support.learners import seed # acts by itself
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
+
+@pytest.fixture(autouse=True)
+def seed(): set_seed(0)
 
 class Batches:
     "Batches of any kind: no data set, no length but this."

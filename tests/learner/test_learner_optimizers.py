@@ -10,9 +10,11 @@ from fasterprune.all import *
 from fasterprune.core.optimizer_state import slice_state
 from support.nets import halve
 from support.learners import bare, error, named_groups, same, split, tensors, trained
-from support.learners import seed # acts by itself
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
+
+@pytest.fixture(autouse=True)
+def seed(): set_seed(0)
 
 class Losses(Callback):
     "The loss of each step."

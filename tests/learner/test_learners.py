@@ -10,9 +10,11 @@ from fasterprune.core.batches import as_tuple
 from fasterprune.core.models import evaluating
 from support.learners import bare, error, features, fit, items, kinds, label, named_groups, pair, quiet
 from support.learners import same, some, table, tensors, zeros
-from support.learners import seed # acts by itself
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
+
+@pytest.fixture(autouse=True)
+def seed(): set_seed(0)
 
 @pytest.mark.parametrize('kind', some)
 def test_says_the_same_and_leaves_the_old_one_alone(kind):

@@ -10,9 +10,6 @@ from torchvision import models
 from fasterprune.all import *
 from support.nets import halve, perturb
 
-@pytest.fixture(autouse=True)
-def seed(): set_seed(0)
-
 def quiet(f, *learners):
     "The result of `f`, and no progress bars."
     with ContextManagers([c() for l in learners for c in (l.no_bar, l.no_logging)]): return f()
