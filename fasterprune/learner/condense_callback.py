@@ -20,8 +20,8 @@ from ..core.plain_layers import is_plain
 from ..graph.costs import n_params
 from ..condense.condenser import Condenser
 from ..sparsify.keep_zeros import KeepZeros
-from ..sparsify.mask_callback import MaskCallback
-from ..sparsify.callback import SparsifyCallback, _averages
+from ..sparsify.mask_callback import MaskCallback, moving_averages
+from ..sparsify.callback import SparsifyCallback
 from ..sparsify.granularity import by_output, weighted
 from ..sparsify.sparsifier import Sparsifier
 from .dataloaders import delivers, select_dls
@@ -36,7 +36,7 @@ class LearnerSnapshot:
         values:bool=False  # hold values, too? Without them, what is cut comes back as zeros
     ):
         self.learn,self.dls = learn,learn.dls
-        self.models = [ModelSnapshot(m, values) for m in (model, *(_averages(learn) if values else []))]
+        self.models = [ModelSnapshot(m, values) for m in (model, *(moving_averages(learn) if values else []))]
         self.opt,following = OptimizerSnapshot(learn.opt, values),[cb for cb in learn.cbs
             if hasattr(cb, 'apply_slicing')]
         self.attributes = [(cb, dict(vars(cb))) for cb in following if values]
@@ -199,7 +199,7 @@ class CondenseCallback(Callback):
 
     def _shrink(self, condenser, condensed, model):
         "Change model, optimizer, callbacks and DataLoaders together."
-        cuts = shrink(condenser, condensed, self.opt, [*_averages(self.learn)])
+        cuts = shrink(condenser, condensed, self.opt, [*moving_averages(self.learn)])
         condensed.model = model
         for cb in self.learn.cbs:
             if hasattr(cb, 'apply_slicing'): cb.apply_slicing(cuts, condensed.inputs)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from copy import copy
 from types import MethodType
 
-import torch
 from fasttransform import Pipeline
 from fastai.basics import DataLoader, DataLoaders, GetAttr, Learner, compose
 
