@@ -41,7 +41,7 @@ _moved = dict(
         'condense.reduced.branches core.plain_layers condense.reduced.blueprint core.layer_sizes',
     networks='studies.networks',
     outcome=
-        'condense.report graph.costs graph.ops.joining graph.ops.reductions graph.recognized '
+        'condense.report graph.costs graph.ops.joining graph.ops.reductions graph.plain_layers '
         'studies.one_cycle studies.pretraining',
     path='learner.feature_path',
     plan='condense.plan condense.apply condense.assumptions',
@@ -50,8 +50,8 @@ _moved = dict(
     regularize='sparsify.regularize',
     report='core.pages graph.costs',
     rules=
-        'graph.rules graph.values graph.facts graph.ops.joining graph.ops.reductions graph.costs '
-        'graph.ops.pointwise graph.recognized',
+        'graph.rules graph.values graph.facts graph.ops.joining graph.ops.reductions '
+        'graph.plain_layers graph.costs graph.ops.pointwise',
     saliency='eeg.saliency',
     saving='core.files condense.condensed',
     schedules='sparsify.schedules',

@@ -73,6 +73,12 @@ class Interpreter(FactRecorder):
     def n_calls(self, layer): return sum(c.name==layer for c in self.traced.calls)
     def param(self, t): return self.env[id(t)]
 
+    def is_taken_outside(self, layer, params):
+        "Does something outside of the calls of a module take one of `params`, too?"
+        inner = {j for c in self.traced.calls if c.name==layer for j in range(c.first, c.last)}
+        taken = Counter(id(t) for o in [self.traced.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
+        return any(taken[id(p)]!=self.takers[id(p)] for p in params if p is not None)
+
     def known(self, t):
         "What is known of a tensor: an `AbstractValue`, a `Param`, or nothing but its value, which is the code's."
         found,seen = self.memory.known(t)

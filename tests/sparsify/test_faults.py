@@ -5,7 +5,7 @@ from fastai.basics import Callback, CancelFitException, set_seed
 from fastai.callback.all import SaveModelCallback
 from torch import nn
 from fasterprune.all import *
-from fasterprune.sparsify.callback import MaskCallback
+from fasterprune.sparsify.mask_callback import MaskCallback
 from support.nets import gap, perturb
 from support.sparsity import Count, cnn, dead, fit, layers, learner, mlp, n_mlp, total, zeros
 from support.sparsity_cases import Watch, WatchGradients, bn_mlp, resnet
