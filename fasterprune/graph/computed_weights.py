@@ -42,7 +42,7 @@ def _labels(name, op, args):
     return out
 
 def _backwards(traced, t, i, makers, stored):
-    "Numbers of the operations before `i` that make `t` of parameters and buffers alone, number by number; `None` if others do."
+    "The operations before `i` that make `t` of parameters and buffers alone, number by number; `None` if others do."
     found,todo = set(),[t]
     while todo:
         t = todo.pop()
@@ -87,16 +87,19 @@ def find_elementwise(
     if found is None or any(key[0]==name and key[1]!=d for key,d in found.items()): return None
     try: zeros = _of_zeros(graph.traced, chain, own[0])
     except (RuntimeError, TypeError): return None
-    return Elementwise(name, {k:d for k,d in found.items() if k[0]!=name and d<2}, tuple(chain)) if not zeros.any() else None
+    if zeros.any(): return None
+    return Elementwise(name, {k:d for k,d in found.items() if k[0]!=name and d<2}, tuple(chain))
 
 def _dims_of(t, ops, sources, stored):
     "The dimension of a weight that each dimension of what it is computed of is; `None` if one is none of them."
-    labels = {k:{(stored[k],d):spread(torch.arange(n), d, a.shape) for d,n in enumerate(a.shape) if n>1} for k,a in sources.items()}
+    def _places(a): return [(d, spread(torch.arange(n), d, a.shape)) for d,n in enumerate(a.shape)]
+    labels = {k:{(stored[k],d):l for d,l in _places(a) if a.shape[d]>1} for k,a in sources.items()}
     for o in ops:
-        labels[id(o.out)] = _labels(o.name, o, [labels[id(a)] for a in tensors_in([o.args,o.kwargs]) if id(a) in labels])
+        taken = [labels[id(a)] for a in tensors_in([o.args,o.kwargs]) if id(a) in labels]
+        labels[id(o.out)] = _labels(o.name, o, taken)
         if labels[id(o.out)] is None: return None
-    along = [spread(torch.arange(n), d, t.shape) for d,n in enumerate(t.shape)]
-    found = {key:next((d for d,l in enumerate(along) if torch.equal(l, label)), None) for key,label in labels[id(t)].items()}
+    along = _places(t)
+    found = {key:next((d for d,l in along if torch.equal(l, label)), None) for key,label in labels[id(t)].items()}
     return None if None in found.values() else found
 
 # %% ../../nbs/graph/13_computed_weights.ipynb #f7e2a829
@@ -114,6 +117,6 @@ def apply_elementwise(graph, op, known):
         out = rules['add'](graph, Node('add', (op.out,op.out), {}, op.out, op.place, op.line), out, added)
     for (name,d),dim in known.others.items():
         units = graph.bound.get((own.name, dim))
-        role = 'makes' if dim==int('transpose' in op.name) and isinstance(graph.tensors[name], nn.Parameter) else 'follows'
-        if units is not None: graph.bind(graph.param(graph.tensors[name]), d, units, role)
+        makes = dim==int('transpose' in op.name) and isinstance(graph.tensors[name], nn.Parameter)
+        if units is not None: graph.bind(graph.param(graph.tensors[name]), d, units, 'makes' if makes else 'follows')
     return out

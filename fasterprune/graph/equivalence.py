@@ -79,7 +79,7 @@ class Equivalence:
         return replace(read, rows=self.units[read.rows], cols=self.units[read.cols], const=const, stuck=stuck)
 
     def _place(self, facts, name, units, alone):
-        "Bind a parameter that is no layer's weight along the dimension in which its units are; those that met nothing are free."
+        "Bind a parameter that is no layer's weight along the dimension of its units; those that met nothing are free."
         for d in range(units.ndim):
             rows,free = [t.movedim(d, 0).reshape(units.shape[d], -1) for t in (units,alone)]
             most,least = torch.where(free, -1, rows).amax(1),torch.where(free, self.n_units, rows).amin(1)

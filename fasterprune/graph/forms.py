@@ -17,8 +17,9 @@ from .tracer import Trace, Tracer, to_number
 def _alike(x, *args, **kwargs): return torch.empty_like(x)
 
 def _paired(x, y, *args, **kwargs):
-    if not isinstance(y, Tensor): return torch.empty_like(x) if x.is_floating_point() and isinstance(y, (int,float)) else None
-    return torch.empty_like(x) if x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape else None
+    if isinstance(y, Tensor): fits = x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape
+    else: fits = x.is_floating_point() and isinstance(y, (int,float))
+    return torch.empty_like(x) if fits else None
 
 def _times_weight(x, weight, bias=None):
     fits = x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype
@@ -30,8 +31,8 @@ def _times(x, y):
 
 def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     n = weight.ndim-2
-    fits = x.ndim==weight.ndim and x.shape[1]==weight.shape[1]*groups and len(weight)%groups==0 and x.dtype==weight.dtype
-    if isinstance(padding, str) or not fits: return None
+    if isinstance(padding, str) or x.ndim!=weight.ndim or x.dtype!=weight.dtype: return None
+    if x.shape[1]!=weight.shape[1]*groups or len(weight)%groups: return None
     stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
     sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
     if min(sizes)<=0: return None
@@ -40,8 +41,9 @@ def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=memory_format)
 
 def _attended(q, k, v, *args, **kwargs):
-    fits = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and q.dtype==k.dtype==v.dtype
-    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits and not kwargs.get('enable_gqa') else None
+    alike = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.dtype==k.dtype==v.dtype
+    fits = alike and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and not kwargs.get('enable_gqa')
+    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits else None
 
 def _normed(x, shape, weight=None, bias=None, *args):
     fits = all(p is None or p.shape==x.shape[-len(shape):]==tuple(shape) for p in (weight,bias))
@@ -52,11 +54,13 @@ def _normed_in_channel(x, *args):
     grouped = args and isinstance(args[0], int) and x.shape[1]%args[0]
     return torch.empty_like(x) if fits and not grouped else None
 
-_forms = {**dict.fromkeys('relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'.split(), _alike),
-    **dict.fromkeys('add sub mul div'.split(), _paired), 'linear':_times_weight, 'matmul':_times, 'scaled_dot_product_attention':_attended,
-    **dict.fromkeys('conv1d conv2d conv3d'.split(), _convolved), 'layer_norm':_normed, **dict.fromkeys('batch_norm group_norm'.split(), _normed_in_channel)}
-_by_value = set('''nonzero nonzero_numpy argwhere one_hot masked_select index _unique _unique2 unique_dim unique_consecutive
-    repeat_interleave bincount nms'''.split()) # the form of what comes out depends on values
+_forms = dict(linear=_times_weight, matmul=_times, scaled_dot_product_attention=_attended, layer_norm=_normed)
+for _f,_names in ((_alike, 'relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'),
+    (_paired, 'add sub mul div'), (_convolved, 'conv1d conv2d conv3d'), (_normed_in_channel, 'batch_norm group_norm')):
+    _forms.update(dict.fromkeys(_names.split(), _f))
+
+_by_value = set('''nonzero nonzero_numpy argwhere one_hot masked_select index _unique _unique2 unique_dim
+    unique_consecutive repeat_interleave bincount nms'''.split()) # the form of what comes out depends on values
 
 class _FormTracer(Tracer):
     "Writes down operations, and performs no large ones."

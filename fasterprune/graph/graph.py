@@ -25,7 +25,7 @@ class Graph(Facts):
     "The units of a network: what is the same, what is constant, and what is needed."
     def __init__(self,
         model:nn.Module, # the network; not changed
-        sample,          # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
+        sample, # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         traced:Trace=None,  # what `model` does to some items of `sample`, if it is known
         assumption_levels:dict=None, # how often each guess, by number of its operation, turned out to be wrong
         expand:bool=False # may a branch have fewer units than the stream that it is added to?
@@ -35,19 +35,21 @@ class Graph(Facts):
         facts = equivalence.facts()
         super().__init__(**{f.name:getattr(facts, f.name) for f in fields(Facts)})
         self.model,self.traced,self.tensors = model,found.traced,found.tensors
-        self.env,self.made,self.live = found.env,found.made,found.live # by id of a tensor: what is known of it, and which of `reads` makes it
+        # by id of a tensor: what is known of it, and which of `reads` makes it
+        self.env,self.made,self.live = found.env,found.made,found.live
         self.n_units,liveness = equivalence.n_units,Liveness(facts, equivalence.n_units)
         self.pinned,self.needed = liveness.pinned,liveness.needed
         self.readers = {id(self.tensors[r.weight]):r for r in self.reads}
 
-    def __repr__(self): return f'{len(self.layers)} layers, {self.n_units} units, {int(self.needed.sum())} of them needed'
+    def __repr__(self):
+        return f'{len(self.layers)} layers, {self.n_units} units, {int(self.needed.sum())} of them needed'
 
 # %% ../../nbs/graph/19_graph.ipynb #7d431a53
 def trace_sample(
     model:nn.Module, # the network
     sample           # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
 ) -> Trace:
-    "What `model` does to the first items of `sample`; to all, if it does not take fewer, or not all inputs are of as many."
+    "What `model` does to the first items of `sample`; to all, if it does not take fewer or inputs differ in number."
     xs = as_tuple(sample)
     lengths = {len(x) for x in xs if isinstance(x, Tensor) and x.ndim}
     few = first_items(xs) if len(lengths)<2 else xs # a matrix that connects nodes is none of items

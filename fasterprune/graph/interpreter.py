@@ -61,7 +61,8 @@ class Interpreter(FactRecorder):
         super().__init__(assumption_levels)
         self.model,self.traced,self.expand,self.memory,self.made = model,traced,expand,Memory(model),{}
         self.tensors,self.env = self.memory.tensors,self.memory.env
-        self.takers = Counter(id(t) for op in traced.ops for t in tensors_in([op.args,op.kwargs])) # how often each tensor is taken in all
+        # how often each tensor is taken in all
+        self.takers = Counter(id(t) for op in traced.ops for t in tensors_in([op.args,op.kwargs]))
         self.takers += Counter(map(id, tensors_in(traced.output)))
         self.taken = Counter() # and how often up to now
         for x in traced.seen: self._input(x)
@@ -106,7 +107,8 @@ class Interpreter(FactRecorder):
     def materialize_constant(self, x, op):
         "`x`, with a unit that stays if it is a constant of the code."
         x = self.signal(x)
-        return AbstractValue(self.pinned_unit(x.shape, f'a constant of the code in {place(op)}').ids, x.const) if x.is_literal else x
+        if not x.is_literal: return x
+        return AbstractValue(self.pinned_unit(x.shape, f'a constant of the code in {place(op)}').ids, x.const)
 
     def one_unit(self, op):
         "One unit that stays, for all that comes out."
@@ -121,7 +123,8 @@ class Interpreter(FactRecorder):
             self.env[id(x)] = AbstractValue(ids.expand(x.shape), nothing.expand(x.shape))
         else:
             self.inputs.append(None)
-            for t in tensors_in(x): self.env[id(t)] = self.pinned_unit(t.shape, 'an input inside of another, or without a dimension')
+            why = 'an input inside of another, or without a dimension'
+            for t in tensors_in(x): self.env[id(t)] = self.pinned_unit(t.shape, why)
 
     def _perform(self):
         "Perform all operations; modules that are recognized count as one."
@@ -134,16 +137,18 @@ class Interpreter(FactRecorder):
             else: self._count(op, [self.env.get(id(t)) for t in tensors_in([op.args,op.kwargs])])
             if self.at in made: self._step_whole(*made[self.at])
             for c in ending.get(self.at+1, []):
-                if isinstance(c.out, Tensor): self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
+                if not isinstance(c.out, Tensor): continue
+                self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
             self.memory.keep(tensors_in(op.out))
 
     def _give_out(self, outputs):
         "All that the network gives out stays."
         values = [self.known(o) for o in outputs]
         if not any(isinstance(s, (AbstractValue,Param)) for s in values):
-            raise ValueError(f'{type(self.model).__name__} gives out {type(self.traced.output).__name__}, in which nothing is found that '
-                'comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
-        self.live = any(isinstance(s, AbstractValue) and bool(s.const.isnan().any()) for s in values) # does anything depend on the input?
+            raise ValueError(f'{type(self.model).__name__} gives out {type(self.traced.output).__name__}, in which nothing is '
+                'found that comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
+        # does anything depend on the input?
+        self.live = any(isinstance(s, AbstractValue) and bool(s.const.isnan().any()) for s in values)
         for s in values:
             if isinstance(s, AbstractValue): self.pin(s.ids, 'an output of the network')
             elif isinstance(s, Param): self.fix(s, 'an output of the network')
@@ -166,7 +171,8 @@ class Interpreter(FactRecorder):
         found = barrier(self, op, args, kwargs) if f is None else self._by_rule(f, op, args, kwargs)
         self._note_assumption(op, found)
         for t,s in zip(tensors_in(op.out), found if isinstance(found, (list,tuple)) else [found]):
-            if in_place and s is not args[0] or op.name=='numpy': self._in_place(op, t, s, args) # it may have been written to from elsewhere
+            # what comes out of NumPy may have been written to from elsewhere
+            if in_place and s is not args[0] or op.name=='numpy': self._in_place(op, t, s, args)
             elif s is not None: self.env[id(t)] = s
 
     def _rule_for(self, op, in_place, given):
@@ -181,7 +187,8 @@ class Interpreter(FactRecorder):
         level = self.assumption_level(op)
         for c in self.traced.calls if level>1 else []:
             for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
-                if isinstance(s, AbstractValue): self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
+                if not isinstance(s, AbstractValue): continue
+                self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
         if level and self.at not in self.guesses and isinstance(found, AbstractValue): self.assumed(op, found)
 
     def _by_rule(self, f, op, args, kwargs):

@@ -53,15 +53,17 @@ class _Recognized:
                 outside = graph.is_taken_outside(c.name, m._parameters.values())
                 known[c.name] = None if outside else find_root_norm(m, c.out.shape)
             k = known[c.name]
-            if k is None or k.eps is None and all(o.name!='mean' for o in self.ops[c.first:c.last]): continue # what is a sum can be cut
-            self.add(c, partial(apply_root_norm, graph, c, k))
+            if k is None: continue
+            summed = k.eps is None and all(o.name!='mean' for o in self.ops[c.first:c.last]) # what is a sum can be cut
+            if not summed: self.add(c, partial(apply_root_norm, graph, c, k))
 
     def _may_be_norm(self, c):
         "Is it a call of a module of its own that takes means, and gives out what has the form of its input?"
         if not c.name or c.last<=c.first or not isinstance(c.out, Tensor): return False
         if len(tensors_in(c.args))!=1 or not isinstance(c.args[0], Tensor) or c.out.shape!=c.args[0].shape: return False
         m = self.graph.model.get_submodule(c.name)
-        if m._modules or not m._parameters or isinstance(m, tuple(one_operation)) or type(m).forward is nn.RMSNorm.forward: return False
+        if m._modules or not m._parameters or isinstance(m, tuple(one_operation)): return False
+        if type(m).forward is nn.RMSNorm.forward: return False
         names = {o.name.removesuffix('_') for o in self.ops[c.first:c.last]}
         return bool(names & _averaging) and names <= _smooth
 
@@ -80,9 +82,11 @@ class _Recognized:
             calls = [c for c in graph.traced.calls if c.name==o.place and c.first<=i<c.last]
             if not calls: continue
             c = min(calls, key=lambda c: c.last-c.first)
-            if (plain := find_plain_layer(graph, c, i, varying)): self.add(c, partial(apply_plain_layer, graph, c, o, plain))
-        makers,names = {id(t):i for i,o in enumerate(self.ops) for t in tensors_in(o.out)},{id(t):n for n,t in tensors.items()}
-        self._by_number({i:k for i,_ in computed if i not in self.inside and (k := find_elementwise(graph, i, makers, names))})
+            plain = find_plain_layer(graph, c, i, varying)
+            if plain: self.add(c, partial(apply_plain_layer, graph, c, o, plain))
+        makers = {id(t):i for i,o in enumerate(self.ops) for t in tensors_in(o.out)}
+        names,left = {id(t):n for n,t in tensors.items()},[i for i,_ in computed if i not in self.inside]
+        self._by_number({i:k for i in left if (k := find_elementwise(graph, i, makers, names))})
 
     def _by_number(self, found):
         "Weights that are computed number by number, if nobody else takes what they are computed of."

@@ -24,7 +24,7 @@ def rule(
         return f
     return _register
 
-# classes of modules that are not looked into: the rule called like the class says what they do; whoever makes such a class adds it
+# classes of modules that are not looked into: the rule called like the class says what they do; who makes such a class adds it
 one_operation = [nn.MultiheadAttention]
 
 def place(op):
@@ -33,7 +33,8 @@ def place(op):
 
 def shapes_of(out):
     "The shape of a tensor, or a list of those of several."
-    return out.shape if isinstance(out, Tensor) else [shapes_of(o) for o in out] if isinstance(out, (tuple,list)) else None
+    if isinstance(out, Tensor): return out.shape
+    return [shapes_of(o) for o in out] if isinstance(out, (tuple,list)) else None
 
 def leaves(o):
     "All that is not a container, in nested containers."

@@ -20,17 +20,18 @@ def attributes_of(number):
     return [o for o in number.origins if o.attr is not None]
 
 def is_followed(number):
-    "Does a number in the code change with the units that it counts: is it an attribute, a multiple of one, or computed from shapes?"
+    "Does a number change with the units that it counts: is it an attribute, a multiple of one, or computed from shapes?"
     if number is None: return False
     attrs = attributes_of(number)
-    return number.exact or len(attrs)<len(number.origins) or len(attrs)==1 and attrs[0].value>0 and number%attrs[0].value==0
+    if number.exact or len(attrs)<len(number.origins): return True
+    return len(attrs)==1 and attrs[0].value>0 and number%attrs[0].value==0
 
 def attribute_of_size(number):
     "The attribute whose value a size is, as it is; `None` if it comes from elsewhere."
     return number.origins[0] if number is not None and number.exact and number.origins[0].attr is not None else None
 
 def count_units(graph, origin, units):
-    "Let an attribute of a module count `units`: those that it counts elsewhere are the same, and a layer knows its sizes by itself."
+    "Let an attribute of a module count `units`: those that it counts elsewhere are the same; layers know their sizes."
     layer,attr,index = key = origin.layer,origin.attr,origin.index
     if attr in layer_sizes(graph.model.get_submodule(layer)): return
     if key in graph.counted: graph.tie(graph.counted[key], units, f'counted by {attr!r} of {layer or "the model"}')
@@ -39,7 +40,7 @@ def count_units(graph, origin, units):
         graph.sizes.append(Size(layer, attr, units, index))
 
 def follow_size(graph, number, units):
-    "Let a number in the code count `units`, if it can change with them: units that one attribute counts in two places are the same."
+    "Let a number in the code count `units`, if it can change with them; what one attribute counts is the same."
     if not is_followed(number): return False
     attrs = attributes_of(number)
     if len(attrs)<len(number.origins): return True # computed from shapes, it follows by itself
@@ -53,7 +54,7 @@ def follow_size(graph, number, units):
 
 # %% ../../nbs/graph/09_sizes.ipynb #a649e5b0
 def note_size(graph, op, units, number):
-    "Note where the number of `units` stands: where it comes from, else in any attribute of the module that is as large."
+    "Note where the number of `units` stands: where it comes from, else in any attribute that is as large."
     if follow_size(graph, number, units): return True
     attrs = vars(graph.model.get_submodule(op.place))
     graph.sizes.extend(Size(op.place, k, units) for k,v in attrs.items() if type(v) is int and v==len(units))
@@ -63,14 +64,15 @@ def note_sizes(graph, op, out, dims, named):
     attrs,shape = vars(graph.model.get_submodule(op.place)),tuple(out.shape)
     for d in dims:
         units = rows_of(out.ids, d)[:,0]
-        if not note_size(graph, op, units, named[d]):
-            graph.sizes.extend(Size(op.place, k, units, d) for k,v in attrs.items() if isinstance(v, (tuple,list)) and tuple(v)==shape)
+        if note_size(graph, op, units, named[d]): continue
+        shapes = [k for k,v in attrs.items() if isinstance(v, (tuple,list)) and tuple(v)==shape]
+        graph.sizes.extend(Size(op.place, k, units, d) for k in shapes)
 
 # %% ../../nbs/graph/09_sizes.ipynb #a51599df
 most_followed = 1_000_000 # elements of parameters and new tensors that are followed one by one
 
 def fresh_along(graph, shape, dims):
-    "New units for each element of a shape along `dims`, as if there were one item; `None` if there are none, or too many."
+    "New units for each element of a shape along `dims`, of one item; `None` if there are none, or too many."
     sizes = [s if d in dims else 1 for d,s in enumerate(shape)]
     if not dims or not 1 < math.prod(sizes) <= most_followed: return None
     return graph.fresh(math.prod(sizes)).view(sizes).expand(shape)

@@ -38,7 +38,7 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
 
 # %% ../../../nbs/graph/ops/10_attention.ipynb #5733fd44
 def _for_each_query(graph, op, q, x):
-    "Keys or values as each head of the queries sees them: if there is one head for all, it stays, and the queries' heads go by themselves."
+    "Keys or values as each head of the queries sees them: one head for all stays, and the queries' heads go by themselves."
     if x.shape[-3]>1: return x.moved(lambda t: t.repeat_interleave(q.shape[-3]//x.shape[-3], -3))
     graph.pin(x.ids, f'read by all heads of {place(op)}')
     shape = *q.shape[:-2],*x.shape[-2:]
@@ -79,7 +79,8 @@ def _multihead(graph, op, *args, module=None, **kwargs):
     if weights is not None and graph.n_uses(weights): graph.pin(heads, f'the attention weights of {place(op)} are used')
     shape = out.shape
     attended = AbstractValue(units.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
-    projected = contract(graph, replace(op, name='linear', args=(), kwargs={}, out=out), attended, out_weight, out_bias, -1)
+    projection = replace(op, name='linear', args=(), kwargs={}, out=out)
+    projected = contract(graph, projection, attended, out_weight, out_bias, -1)
     return [projected, *([] if weights is None else [graph.one_unit(replace(op, out=weights))])]
 
 def _read_by_heads(graph, op, m, units, xs):
@@ -96,13 +97,15 @@ def _read_by_heads(graph, op, m, units, xs):
         if packed and i: continue
         taken,stuck = _taken_up([c for _,c in found] if packed else [const], packed)
         own = bias.name if packed and bias else None
-        graph.reads.append(LinearUse(op.place, weight.name, own, rows, cols, taken, (weight.value!=0).cpu(), False, stuck=stuck))
+        connectivity = (weight.value!=0).cpu()
+        graph.reads.append(LinearUse(op.place, weight.name, own, rows, cols, taken, connectivity, False, stuck=stuck))
     return _value_of(weights[2], bias, found[2][1], len(units))
 
 def _taken_up(consts, packed):
     "Constants that go to the bias, and which ones do not. Weights of their own share one bias, so that only 0 can go."
     const = consts[0]
-    taken = torch.where(torch.stack([c==const for c in consts]).all(0), const, torch.nan) if packed else zero_or_unknown(const==0)
+    if packed: taken = torch.where(torch.stack([c==const for c in consts]).all(0), const, torch.nan)
+    else: taken = zero_or_unknown(const==0)
     return taken,torch.stack([~c.isnan() for c in consts]).any(0) & taken.isnan()
 
 def _value_of(weight, bias, const, n):

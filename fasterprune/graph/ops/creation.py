@@ -41,7 +41,8 @@ def _as_wide(graph, named, shape):
     "The units of another tensor, for a new one that is as wide; `None` if it is not."
     for d,number in enumerate(named):
         s = graph.env.get(id(number.origins[0].tensor)) if d and number is not None and number.exact else None
-        if isinstance(s, Param) and isinstance(graph.model.get_submodule(s.layer), (nn.Linear,nn.modules.conv._ConvNd)) and shape[d]>1: # as its layer will say
+        layer = graph.model.get_submodule(s.layer) if isinstance(s, Param) else None
+        if isinstance(layer, (nn.Linear,nn.modules.conv._ConvNd)) and shape[d]>1: # as its layer will say
             ids = graph.fresh(shape[d])
             graph.bind(s, s.dims[number.origins[0].index], ids, 'follows')
             return spread(ids, d, shape)

@@ -27,7 +27,8 @@ def _join(graph, op, xs, dim):
     "The signal of tensors side by side along `dim`."
     constants,lively = [x for x in xs if x.is_literal],[x for x in xs if not x.is_literal and not x.is_parameter]
     if constants and graph.assumption_level(op): return barrier(graph, op, *xs)
-    if not lively and not constants: return AbstractValue(*_side_by_side([x.ids for x in xs], xs, dim, op.out.shape), True)
+    if not lively and not constants:
+        return AbstractValue(*_side_by_side([x.ids for x in xs], xs, dim, op.out.shape), True)
     across = [d for d in range(op.out.ndim) if d!=dim and any(x.varies(d) for x in lively)]
     if across and not any(x.varies(dim) for x in lively): ids = _same_across(graph, op, xs, lively[0], dim, across)
     else:
@@ -41,7 +42,8 @@ def _same_across(graph, op, xs, first, dim, across):
     first = first.ids.narrow(dim, 0, 1)
     for x in xs:
         if not x.is_literal: graph.tie(first, x.ids, f'concatenated in {place(op)}')
-        elif any(x.shape[d]>1 for d in across): graph.pin(first, f'joined to a constant of fixed size in {place(op)} at {op.line}')
+        elif any(x.shape[d]>1 for d in across):
+            graph.pin(first, f'joined to a constant of fixed size in {place(op)} at {op.line}')
     return [first.expand(x.shape) for x in xs]
 
 def _by_index(graph, op, x, dim, across):

@@ -45,11 +45,11 @@ def bias_of(bias, n):
 def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)):
     "The signal after a layer that reads `x` along `dim`."
     x = graph.materialize_constant(x, op)
-    if dim==-1 and not x.varies(x.ids.ndim-1) and any(x.varies(d) for d in range(x.ids.ndim-1)): return _mix(graph, op, x, weight, bias)
+    if dim==-1 and not x.varies(x.ids.ndim-1) and x.unit_dims: return _mix(graph, op, x, weight, bias)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
-    # computed in another precision than it is stored in, or of it
-    if weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline: const = torch.where(const==0, const, torch.nan)
+    other = weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline
+    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in, or of it
     value = outputs_first(weight.value, axes)
     rows = graph.fresh(len(value)//groups).repeat(groups)
     names = tuple(weight.dims[a] for a in axes) # dimensions of the stored parameter
@@ -58,9 +58,11 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     graph.bind(weight, names[1], cols, 'reads')
     connectivity = (value!=0).flatten(2).any(2).cpu() if value.ndim>2 else (value!=0).cpu()
     graph.made[id(op.out)] = len(graph.reads)
-    graph.reads.append(LinearUse(weight.layer, weight.name, bias and bias.name, rows, cols, const, connectivity, padded, names))
+    read = LinearUse(weight.layer, weight.name, bias and bias.name, rows, cols, const, connectivity, padded, names)
+    graph.reads.append(read)
     graph.layers[weight.name] = groups
-    return AbstractValue(spread(rows, dim, op.out.shape), spread(_contracted(weight, bias, const, connectivity, padded, axes), dim, op.out.shape))
+    out = _contracted(weight, bias, const, connectivity, padded, axes)
+    return AbstractValue(spread(rows, dim, op.out.shape), spread(out, dim, op.out.shape))
 
 def _contracted(weight, bias, const, connectivity, padded, axes):
     "The constant of each output: one that reads nothing which varies, nor a constant across a padded border."
@@ -106,7 +108,8 @@ def _conv_transpose(graph, op, x, weight, bias=None, stride=1, padding=0, output
 
 def _is_usual(op, weight, bias):
     "Is it done to a batch, by a parameter that is not turned round?"
-    return all_params(weight, bias) and weight.dims==tuple(range(weight.value.ndim)) and op.args[0].ndim==weight.value.ndim
+    if not all_params(weight, bias): return False
+    return weight.dims==tuple(range(weight.value.ndim)) and op.args[0].ndim==weight.value.ndim
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #85fb0818
 def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
@@ -143,7 +146,8 @@ def _prelu(graph, op, x, weight):
 
 @rule('embedding', 'embedding_bag')
 def _embedding(graph, op, weight, index, *args, **kwargs):
-    if not all_params(weight) or op.name=='embedding' and weight.dims!=(0,1): return barrier(graph, op, weight, index, args)
+    if not all_params(weight) or op.name=='embedding' and weight.dims!=(0,1):
+        return barrier(graph, op, weight, index, args)
     for a in leaves([index,args,kwargs]):
         if isinstance(a, (AbstractValue,Param)): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
     units,value = graph.fresh(weight.value.shape[1]),weight.double()

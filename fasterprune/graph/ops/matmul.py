@@ -45,7 +45,8 @@ def _product(graph, op, a, b, left, right, result, bias=None):
     summed = [c for c in left if c in right and c not in result]
     for x,w in ((a,b), (b,a)):
         if (out := _as_layer(graph, op, x, w, result, summed, bias)) is not None: return out
-    a,b = [_Factor(graph.materialize_constant(f.value, op) if summed else graph.signal(f.value), f.names) for f in (a,b)]
+    def _as_signal(t): return graph.materialize_constant(t, op) if summed else graph.signal(t)
+    a,b = [replace(f, value=_as_signal(f.value)) for f in (a,b)]
     if not summed: return rules['mul'](graph, replace(op, name='mul', kwargs={}), a.aligned(result), b.aligned(result))
     units = [c for c in summed if a.varies(c) or b.varies(c)]
     mixed = _mixed(graph, op, a, b, summed)
@@ -54,18 +55,21 @@ def _product(graph, op, a, b, left, right, result, bias=None):
 
 def _as_layer(graph, op, x, w, result, summed, bias):
     "The signal of a product with a matrix that is a parameter, which is a Linear layer; `None` if it is none."
-    if not isinstance(w.value, Param) or w.value.value.ndim!=2 or isinstance(x.value, Param) or len(summed)!=1: return None
+    if not isinstance(w.value, Param) or w.value.value.ndim!=2: return None
+    if isinstance(x.value, Param) or len(summed)!=1: return None
     s,c = graph.signal(x.value),summed[0]
     made = next(n for n in w.names if n!=c)
     if made in x.names or _connects(graph, w.value, s, x.names, c): return None
     order = [n for n in x.names if n!=c] + [made]
     ordered = replace(op, out=op.out.permute([result.index(n) for n in order]))
-    out = contract(graph, ordered, s.moved(lambda t: t.movedim(x.dim(c), -1)), w.value, bias, -1, axes=(w.dim(made),w.dim(c)))
+    last = s.moved(lambda t: t.movedim(x.dim(c), -1))
+    out = contract(graph, ordered, last, w.value, bias, -1, axes=(w.dim(made),w.dim(c)))
     return out.moved(lambda t: t.permute([order.index(n) for n in result]))
 
 def _over_units(graph, op, a, b, units):
     "A product summed over units: those of both factors are tied, and only where one is zero can they go."
-    if len(units)>1 or any(f.varies(n) for f in (a,b) for n in f.names if n not in units): return barrier(graph, op, a.value, b.value)
+    if len(units)>1 or any(f.varies(n) for f in (a,b) for n in f.names if n not in units):
+        return barrier(graph, op, a.value, b.value)
     (u,x),(v,y) = [graph.along(f.value, f.dim(units[0])) for f in (a,b)]
     graph.tie(u, v, f'multiplied in {place(op)}')
     graph.pin(u[~((x==0)|(y==0))], f'summed over in {place(op)}')
@@ -151,7 +155,8 @@ def _compared(graph, op, a, b, *args, **kwargs):
     a,b = [graph.materialize_constant(graph.signal(x), op) for x in (a,b)]
     cosine,n = op.name=='cosine_similarity',max(a.ids.ndim, b.ids.ndim)
     d = (kwargs.get('dim', args[0] if args else 1) if cosine else -1)%n - n
-    if a.shape[d]!=b.shape[d] or any(i!=d+s.ids.ndim for s in (a,b) for i in s.unit_dims): return barrier(graph, op, a, b)
+    if a.shape[d]!=b.shape[d] or any(i!=d+s.ids.ndim for s in (a,b) for i in s.unit_dims):
+        return barrier(graph, op, a, b)
     (u,x),(v,y) = [graph.along(s, d) for s in (a,b)]
     graph.tie(u, v, f'compared in {place(op)}')
     graph.pin(u[~((x==0)&(y==0)) if cosine else x!=y], f'compared in {place(op)}')

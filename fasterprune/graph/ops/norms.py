@@ -45,7 +45,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     return AbstractValue(x.ids, spread(out, 1, x.shape))
 
 def _note_mean(graph, op, mean, deaf):
-    "Note that a running mean can take up constants for the layer before, if that has no bias; and which outputs of it are not heard."
+    "Note that a running mean can take up constants for the layer before, if that has no bias, and which outputs are not heard."
     i = graph.made.get(id(op.args[0]))
     if i is None or graph.n_uses(op.args[0])>1: return
     read = graph.reads[i]
@@ -66,14 +66,15 @@ def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
     scale,shift = offset+(weight.double() if weight else 1.),bias.double() if bias else 0.
     c = x.const.movedim(dim, -1)
     c = c - c.mean(-1, keepdim=True)*centered
-    out = torch.where((c==0).all(-1, keepdim=True), shift, c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift)
+    out = c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift
+    out = torch.where((c==0).all(-1, keepdim=True), shift, out)
     return AbstractValue(x.ids, out.expand(c.shape).movedim(-1, dim))
 
 def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1,
     group=None, # number of each unit's group
     gone=None   # for each group what it counts besides (see `gone_from`)
 ):
-    "The signal after a norm over groups of the units along `dim`: equal ones, or given by number, with what each counts besides."
+    "The signal after a norm over groups of the units along `dim`, which are equal or given by number."
     if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
     x = graph.materialize_constant(x, op)
     if groups==1 and group is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
@@ -106,11 +107,11 @@ def _normed_again(graph, op, ids, const, dim):
         else: graph.pin(torch.cat([m.units, ids]), f'normed with others, which are not as many, by {place(op)}')
         if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
 
-_moving = set('''permute transpose movedim view reshape flatten unflatten contiguous clone layer_norm group_norm rms_norm to _to_copy type_as
-    float'''.split())
+_moving = set('''permute transpose movedim view reshape flatten unflatten contiguous clone layer_norm group_norm rms_norm to
+    _to_copy type_as float'''.split())
 
 def _norm_dim(graph, op, ids):
-    "The dimension of the units in the input of a module that is a norm, or else `None`; and the modules in it that are called afterwards."
+    "The dimension of units in the input of a module that is a norm, else `None`; and modules in it that are called later."
     module = graph.model.get_submodule(op.place)
     if op.inner: return module.dim,module.then # it is narrow already
     calls = [c for c in graph.traced.calls if c.name==op.place and c.first<=graph.at<c.last]
@@ -118,14 +119,14 @@ def _norm_dim(graph, op, ids):
     call = calls[0]
     names = [o.name for o in graph.traced.ops[call.first:call.last] if o.place==op.place]
     then,s = _called_in_turn(graph.traced, call),graph.env.get(id(call.args[0]))
-    if then is None or names.count(op.name)>1 or not set(names)<=_moving or not isinstance(s, AbstractValue) or s.shape!=call.out.shape:
-        return None,()
+    if then is None or names.count(op.name)>1 or not set(names)<=_moving: return None,()
+    if not isinstance(s, AbstractValue) or s.shape!=call.out.shape: return None,()
     if isinstance(module, nn.GroupNorm): return 1,then
-    fits = [d for d in reversed(range(1, len(s.shape))) if s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)]
-    return next(iter(fits), None),then
+    def _fits(d): return s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)
+    return next(filter(_fits, reversed(range(1, len(s.shape)))), None),then
 
 def _called_in_turn(traced, call):
-    "Names of the modules in `call`, if each takes what the one before gives out, behind all other operations; `None` if not."
+    "The modules in `call`, if each takes what the one before gives out, behind all other operations; else `None`."
     own = f'{call.name}.'.lstrip('.')
     inner = [c for c in traced.calls if c.name.startswith(own) and '.' not in c.name[len(own):] and call.first<=c.first
         and c.last<=call.last and c is not call]

@@ -86,13 +86,14 @@ def _split(graph, op, x, how, dim=0):
     dim,sizes = dim%len(x.shape),[t.shape[dim%len(x.shape)] for t in op.out]
     if isinstance(param, Param): graph.fixed.add((param.name, param.dims[dim]))
     elif x.varies(dim):
-        named = [] if 'chunk' in op.name or not isinstance(how, (int,tuple,list)) else origins_of(op.numbers, as_tuple(how))
+        told = 'chunk' not in op.name and isinstance(how, (int,tuple,list))
+        named = origins_of(op.numbers, as_tuple(how)) if told else []
         _sized_parts(graph, op, x, dim, sizes, named, isinstance(how, int))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return graph.assumed(op, [x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
 
 def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
-    "Make sure that parts stay what they are: those with sizes that follow go by themselves, equal ones go together, others stay."
+    "Make sure that parts stay what they are: those whose sizes follow go by themselves, equal ones together."
     all_units = rows_of(x.ids, dim)[:,0]
     units,why = all_units.split(sizes),f'split in {place(op)} at {op.line}'
     if named and not of_one_size and any(map(is_followed, named)) and graph.reading(op, 2)==0:
@@ -126,7 +127,8 @@ def _index(graph, op, x, *args):
             if x.varies(d) and not x.is_parameter: return barrier(graph, op, x, indices)
             graph.pin(i.ids, f'picks in {place(op)}')
             x,value = _any_along(graph, x, d, f'picked in {place(op)}'),torch.zeros_like(value)
-        elif i is not None and not isinstance(param, Param) and x.varies(d): graph.pin(x.ids, f'picked by numbers in {place(op)} at {op.line}')
+        elif i is not None and not isinstance(param, Param) and x.varies(d):
+            graph.pin(x.ids, f'picked by numbers in {place(op)} at {op.line}')
         at.append(None if value is None else value.long().cpu())
     return x.moved(lambda t: aten.index(t, at))
 
@@ -142,7 +144,7 @@ def _gather(graph, op, x, *args, **kwargs):
     x,shape = graph.signal(x),op.out.shape
     if dim is None or len(x.shape)!=len(shape) or graph.assumption_level(op): return barrier(graph, op, x, index)
     dim %= len(shape)
-    if any(x.varies(d) and (d==dim or x.shape[d]!=shape[d]) for d in range(len(shape))): return barrier(graph, op, x, index)
+    if any(d==dim or x.shape[d]!=shape[d] for d in x.unit_dims): return barrier(graph, op, x, index)
     graph.pin(graph.signal(index).ids, f'picks in {place(op)}')
     part = tuple(slice(0, 1 if d==dim else n) for d,n in enumerate(shape))
     return graph.assumed(op, _any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))

@@ -41,8 +41,10 @@ class _Meeting:
         for x in self.repeated: graph.pin(x.ids, f'read by {op.name} in {at}, which repeats it')
         for x in self.constants:
             if not any(x.shape[d]>1 for d in self.split): continue
-            for o in self.whole: graph.pin(o.ids, f'meets a constant of fixed size in {at}' + f' at {op.line}'*bool(op.line))
-        for x in self.whole[1:]: graph.tie(self.whole[0].ids, x.ids, f'{_verbs.get(op.name.removesuffix("_"), "combined")} in {at}')
+            why = f'meets a constant of fixed size in {at}' + f' at {op.line}'*bool(op.line)
+            for o in self.whole: graph.pin(o.ids, why)
+        verb = _verbs.get(op.name.removesuffix('_'), 'combined')
+        for x in self.whole[1:]: graph.tie(self.whole[0].ids, x.ids, f'{verb} in {at}')
 
     def ids(self):
         "Units of what comes out."
@@ -55,12 +57,12 @@ class _Meeting:
 def elementwise(graph, op, tensors):
     "Units of what comes of `tensors` element by element, and the constants of each of them, ready to be broadcast."
     meeting = _Meeting(graph, op, tensors)
-    if graph.expand and op.name.removesuffix('_')=='add' and len(meeting.whole)==len(meeting.xs)==2: _let_branch(meeting)
+    if graph.expand and op.name in ('add','add_') and len(meeting.whole)==len(meeting.xs)==2: _let_branch(meeting)
     meeting.pin_and_tie()
     return meeting.ids(),[distinct(x.const) for x in meeting.xs]
 
 def _whole_where_held(graph, x, constants):
-    "`x`, whole along dimensions in which constants are of fixed size, if it is a parameter that may be cut along others."
+    "`x`, whole along dimensions in which constants are of fixed size, if it is a parameter with others."
     dims = x.unit_dims if x.is_parameter else []
     held = [d for d in dims if any(c.shape[d]>1 for c in constants)]
     for d in held if len(held)<len(dims) else []: x = graph.tied_along(x, d)
@@ -108,10 +110,12 @@ _operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_x
 @rule(*_pointwise_ops, *_operators)
 def pointwise(graph, op, *args, **kwargs):
     "A function of each element of its arguments."
-    if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` of a condition alone: its places
+    if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` with nothing but a condition
     name = _operators.get(op.name) or op.name.removesuffix('_')
-    tensors = [a for a in leaves([args,kwargs]) if isinstance(a, (AbstractValue,Param)) or isinstance(a, Tensor) and a.ndim]
-    if len(tensors)==1 and isinstance(args[0], (AbstractValue,Param)): return _of_one(graph, op, name, graph.signal(args[0]), args[1:], kwargs)
+    given = leaves([args,kwargs])
+    tensors = [a for a in given if isinstance(a, (AbstractValue,Param)) or isinstance(a, Tensor) and a.ndim]
+    if len(tensors)==1 and isinstance(args[0], (AbstractValue,Param)):
+        return _of_one(graph, op, name, graph.signal(args[0]), args[1:], kwargs)
     ids,consts = elementwise(graph, op, tensors)
     out = _of_constants(op, name, consts, tensors, args, kwargs)
     return AbstractValue(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))

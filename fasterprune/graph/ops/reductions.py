@@ -32,8 +32,9 @@ def _in_channel(graph, op, x, *args, **kwargs):
     if name.startswith('avg') and _takes_in_zeros(*args, **kwargs): const = torch.where(const==0, const, torch.nan)
     if name=='grid_sampler':
         const = torch.where(const==0, const, torch.nan)
-        if isinstance(args[0], (AbstractValue,Param)): graph.pin(graph.signal(args[0]).ids, f'a grid for sampling in {place(op)}')
-    outs = [AbstractValue(spread(ids, -n_dims-1, v.shape), spread(const, -n_dims-1, v.shape)) for v in tensors_in(op.out)]
+        grid = args[0]
+        if isinstance(grid, (AbstractValue,Param)): graph.pin(graph.signal(grid).ids, f'a grid for sampling in {place(op)}')
+    outs = [AbstractValue(*[spread(v, -n_dims-1, out.shape) for v in (ids,const)]) for out in tensors_in(op.out)]
     return [outs[0], *[o.unknown() for o in outs[1:]]] if len(outs)>1 else outs[0]
 
 def _takes_in_zeros(size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
@@ -43,10 +44,13 @@ def _takes_in_zeros(size, stride=None, padding=0, ceil_mode=False, count_include
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #837be4a3
 _kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 
-@rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'median', 'softmax', '_softmax', 'log_softmax', '_log_softmax', 'logsumexp', 'cumsum', 'cumprod', 'std', 'var', 'prod', 'argmax',
-    'argmin', 'any', 'all', 'sort', 'topk', 'norm', 'linalg_vector_norm', 'linalg_norm', 'count_nonzero', 'softmin', 'aminmax', 'nansum')
+_others = '''softmax _softmax log_softmax _log_softmax logsumexp cumsum cumprod prod argmax argmin any all sort topk norm
+    linalg_vector_norm linalg_norm count_nonzero softmin aminmax nansum'''.split()
+
+@rule(*_kept_const, *_others)
 def _reduce(graph, op, x, *args, **kwargs):
-    if args and isinstance(args[0], (AbstractValue,Param,Tensor)): return pointwise(graph, op, x, *args, **kwargs) # the larger of two
+    if args and isinstance(args[0], (AbstractValue,Param,Tensor)): # the larger of two
+        return pointwise(graph, op, x, *args, **kwargs)
     x = graph.signal(x)
     n,name = x.ids.ndim,op.name
     power = kwargs.get('ord', kwargs.get('p', 2))
@@ -63,12 +67,12 @@ def _reduce(graph, op, x, *args, **kwargs):
     outs = []
     for i,out in enumerate(tensors_in(op.out)):
         index = tuple((slice(0, 1) if out.ndim==n else 0) if d in dims else slice(None) for d in range(n))
-        s = AbstractValue(x.ids, const.expand(x.shape) if i==0 else nothing.expand(x.shape)).moved(lambda t: t[index].expand(out.shape))
-        outs.append(s)
+        s = AbstractValue(x.ids, (nothing if i else const).expand(x.shape))
+        outs.append(s.moved(lambda t: t[index].expand(out.shape)))
     return outs if isinstance(op.out, (tuple,list)) else outs[0]
 
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #27ee62c3
-_adds_nothing = dict.fromkeys(('sum','nansum','norm','linalg_vector_norm','linalg_norm','count_nonzero','any'), 0.) | dict(prod=1.)
+_adds_nothing = dict.fromkeys('sum nansum norm linalg_vector_norm linalg_norm count_nonzero any'.split(), 0.) | dict(prod=1.)
 
 def _over_units(graph, op, x, dims, power):
     "The signal of a reduction over units, of which those that add nothing to it can go."
@@ -87,12 +91,14 @@ _not_over_units = dict.fromkeys(('mean','std','var'), 'which divides by the numb
 _of_several = dict(mean=torch.mean, sum=torch.mean, amax=torch.amax, amin=torch.amin)
 
 def _reduced(graph, op, const, dims, n):
-    "What a reduction of `n` elements makes of constants; where it depends on their number, only if that is the same for another batch."
+    "What a reduction makes of constants; where it depends on their number `n`, only if another batch has as many."
     counted = torch.zeros((), dtype=torch.bool)
     for d in dims:
         same,first = agreeing(const, d),const.narrow(d, 0, 1)
-        several = _of_several[op.name](const, d, keepdim=True) if op.name in _of_several else torch.full_like(first, torch.nan)
-        const,counted = torch.where(same, first, several),(counted.any(d, keepdim=True) if counted.ndim else counted) | ~same
+        several = torch.full_like(first, torch.nan)
+        if op.name in _of_several: several = _of_several[op.name](const, d, keepdim=True)
+        const = torch.where(same, first, several)
+        counted = (counted.any(d, keepdim=True) if counted.ndim else counted) | ~same
     if op.name=='sum': const,counted = const*n,counted | (const!=0)
     if (counted & ~const.isnan()).any():
         graph.numeric.add(graph.at)

@@ -19,12 +19,13 @@ from fasterprune.graph.values import AbstractValue, Param, rows_of, spread
 _turns = {'permute','transpose','t','movedim','swapaxes','numpy_T','mT'}
 _repeats = {'expand','repeat','broadcast_to'}
 
-@rule(*_turns, *_repeats, 'flatten', 'moveaxis', 'swapdims', 'squeeze', 'unsqueeze', 'expand_as', 'adjoint', 'flip', 'tile',
-    'repeat_interleave', 'atleast_2d')
+@rule(*_turns, *_repeats, 'flatten', 'moveaxis', 'swapdims', 'squeeze', 'unsqueeze', 'expand_as', 'adjoint', 'flip',
+    'tile', 'repeat_interleave', 'atleast_2d')
 def _movement(graph, op, x, *args, **kwargs):
     name = op.name.removesuffix('_')
     if name=='expand_as': return _expand_as(graph, op, x, args[0])
-    if any(isinstance(a, (AbstractValue,Param,Tensor)) for a in leaves([args,kwargs])): return barrier(graph, op, x, args, kwargs)
+    if any(isinstance(a, (AbstractValue,Param,Tensor)) for a in leaves([args,kwargs])):
+        return barrier(graph, op, x, args, kwargs)
     def _move(t): return getattr(aten, name)(t, *args, **kwargs)
     if isinstance(x, Param) and name in _turns:
         order = _move(torch.zeros([d+2 for d in range(x.value.ndim)], dtype=torch.bool)).shape
@@ -48,9 +49,10 @@ def _expand_as(graph, op, given, y):
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 
 def _expanded_for_heads(graph, op, x, out, sizes):
-    "What comes from inputs or a buffer and is repeated as often as an attribute says, such as a mask for all heads, has units there."
+    "What inputs or a buffer are repeated to as often as an attribute says, such as a mask for all heads, has units there."
     named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
-    attrs = {d:o for d,n in enumerate(named) if d and (o := attribute_of_size(n)) and (d<new or x.shape[d-new]==1<sizes[d])}
+    attrs = {d:o for d,n in enumerate(named) if d and (o := attribute_of_size(n))}
+    attrs = {d:o for d,o in attrs.items() if d<new or x.shape[d-new]==1<sizes[d]}
     apart = of_inputs(graph, x) or x.is_parameter and any(_counts_heads(o.attr) for o in attrs.values())
     ids = fresh_along(graph, out.shape, attrs) if apart else None
     if ids is None or not out.ids.numel(): return out
@@ -86,7 +88,8 @@ class _Sizes:
 
     def free_dims(self, dims):
         "Which of several dimensions the units go along, one by one: the best guess first."
-        named,attrs = self.named,{d:self.named[d].origins[0].attr or '' for d in dims if self.named[d] is not None and self.named[d].exact}
+        named = self.named
+        attrs = {d:named[d].origins[0].attr or '' for d in dims if named[d] is not None and named[d].exact}
         found = self._heads(dims, attrs)[:1] + [d for d in dims if d in self.left_open]
         if not found:
             computed = [d for d in dims if named[d] is not None and not named[d].exact] # with what goes
@@ -94,7 +97,7 @@ class _Sizes:
         return [*dict.fromkeys(found)]
 
     def _heads(self, dims, attrs):
-        "Those of several dimensions that may be heads of attention, by the name or the value of an attribute, or by what is done with them."
+        "Dimensions that may be heads of attention, by an attribute's name or value, or by what is done with them."
         if named := [d for d in dims if _counts_heads(attrs.get(d, ''))]: return named
         if attended := [d for d in dims if d in attrs and self._attended(self.shape[d], self.shape[dims[-1]])]: return attended
         module = vars(self.graph.model.get_submodule(self.op.place))
@@ -108,7 +111,7 @@ class _Sizes:
         return any(t.ndim>3 and t.shape[-1]==size and n in t.shape[1:-1] for o in later for t in tensors_in(o.args))
 
     def read_from_shape(self, dims, free):
-        "The dimension whose size is read from the shape of something else, and along which units do not go, if there are several."
+        "The dimension whose size is read from another shape, and along which units do not go, if there are several."
         found = [d for d in dims if self.named[d] is not None and any(o.attr is None for o in self.named[d].origins)]
         found = [d for d in found if d!=free or len(dims)==1]
         return found[0] if len(found)==1 else None
@@ -122,7 +125,8 @@ def _reshape(graph, op, x, *args):
     out,sizes = x.moved(lambda t: t.reshape(op.out.shape)),_Sizes(graph, op, x, args)
     if x.is_parameter:
         if graph.assumption_level(op): return barrier(graph, op, x, why='with sizes that stand in the code')
-        note_sizes(graph, op, out, [d for d,n in enumerate(op.out.shape) if n>1 and d not in sizes.left_open], sizes.named)
+        dims = [d for d,n in enumerate(op.out.shape) if n>1 and d not in sizes.left_open]
+        note_sizes(graph, op, out, dims, sizes.named)
     else: out = _spread_units(graph, op, x, out, sizes)
     return graph.assumed(op, out)
 
@@ -138,7 +142,8 @@ def _spread_units(graph, op, x, out, sizes):
     way = max(0, way-n_told)
     for dims,free in zip(splits, ways):
         if graph.assumption_level(op):
-            return barrier(graph, op, x, why='which splits a dimension' if len(dims)>1 else 'with sizes that stand in the code')
+            why = 'which splits a dimension' if len(dims)>1 else 'with sizes that stand in the code'
+            return barrier(graph, op, x, why=why)
         for d in dims:
             if d!=free[min(way, len(free)-1)]: out = graph.tied_along(out, d, f'reshaped in {place(op)}')
         note_sizes(graph, op, out, [d for d in dims if d not in sizes.left_open], sizes.named)
