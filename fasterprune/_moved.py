@@ -94,17 +94,21 @@ def _places(old): return [f'fasterprune.{m}' for m in _moved[old].split()]
 
 def _find(old, name):
     "What an old module called `name`, and the module that has it now."
-    if name in _renamed: place,name = ('fasterprune.'+_renamed[name]).rsplit('.', 1); return getattr(importlib.import_module(place), name),place
+    if name in _renamed:
+        place,name = f'fasterprune.{_renamed[name]}'.rsplit('.', 1)
+        return getattr(importlib.import_module(place), name),place
     for place in _places(old):
         if hasattr(m := importlib.import_module(place), name): return getattr(m, name),place
     raise AttributeError(f'fasterprune.{old} had no {name!r}; its names are in {", ".join(_places(old))}')
 
-def _warn(what, now): warnings.warn(f'{what} is now {now}: the old name goes in version 0.3', DeprecationWarning, stacklevel=3)
+def _warn(what, now):
+    warnings.warn(f'{what} is now {now}: the old name goes in version 0.3', DeprecationWarning, stacklevel=3)
 
 class _OldModule(ModuleType):
     "A module of version 0.1, whose names are in others now."
     def __getattr__(self, name):
-        if name=='__all__': return [n for place in _places(self.old) for n in getattr(importlib.import_module(place), '__all__', ())]
+        if name=='__all__':
+            return [n for o in _places(self.old) for n in getattr(importlib.import_module(o), '__all__', ())]
         if name[:2]=='__': raise AttributeError(name)
         return _find(self.old, name)[0]
 
@@ -119,7 +123,8 @@ class _Finder(MetaPathFinder, Loader):
         return module
     def exec_module(self, module): _warn(module.__name__, ' and '.join(_places(module.old)))
 
-if not any(type(f).__name__=='_Finder' and type(f).__module__==__name__ for f in sys.meta_path): sys.meta_path.append(_Finder())
+_finders = [f for f in sys.meta_path if (type(f).__name__,type(f).__module__)==('_Finder',__name__)]
+if not _finders: sys.meta_path.append(_Finder())
 
 # %% ../nbs/moved.ipynb #4fb7a5e5
 def answers(

@@ -11,6 +11,10 @@ modules = {p.relative_to(lib).as_posix():ast.parse(p.read_text(encoding='utf-8')
 our_classes = {n.name for tree in modules.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
 def lines(name): return (lib/name).read_text(encoding='utf-8').splitlines()
+def written(name):
+    "The lines of a module, less the list of names that nbdev makes."
+    return re.sub(r"^__all__ = \[[^]]*\]", '', '\n'.join(lines(name)), flags=re.MULTILINE).splitlines()
+
 def functions():
     for name,tree in modules.items():
         for n in ast.walk(tree):
@@ -46,7 +50,7 @@ long_modules = {}
 large_functions = {}  # 'module.py:function': why
 
 def test_lines_have_120_characters():
-    found = {name:sum(len(l)>120 and not l.startswith('# %%') for l in lines(name)) for name in modules}
+    found = {name:sum(len(l)>120 and not l.startswith('# %%') for l in written(name)) for name in modules}
     check({k:v for k,v in found.items() if v}, long_lines, 'lines over 120 characters')
 
 def test_modules_have_300_lines():

@@ -75,9 +75,6 @@ def _deepcopy(model, memo):
         if not owners: raise
         return deepcopy(model, {**memo, **owners})
 
-# %% ../../nbs/core/03_models.ipynb #d10a68d3
-_unobserved = unobserved # what others call it
-
 # %% ../../nbs/core/03_models.ipynb #f70e2dff
 def watch_pass(
     model:nn.Module, # the network

@@ -75,7 +75,7 @@ class Through(nn.Module):
 @torch.no_grad()
 def become_layer(
     m:nn.Module,   # a layer whose weight is computed; changed
-    options:dict,  # plain data: `kind` of layer, its `args`, `bias`?, `same` padding?, which `inner` module it is, if any
+    options:dict,  # plain data: `kind` of layer, its `args`, `bias`?, `same` padding?, the `inner` module that it is
     weight:Tensor=None, # what it is to have; `None`: what stands in its parameter
     bias:Tensor=None
 ):

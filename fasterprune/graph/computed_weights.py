@@ -60,10 +60,13 @@ def _backwards(traced, t, i, makers, stored):
 def _of_zeros(traced, chain, own):
     "What is computed of a parameter of zeros."
     values = {id(own):torch.zeros_like(own)}
-    def _value(a): return values.get(id(a), a) if isinstance(a, Tensor) else type(a)(map(_value, a)) if isinstance(a, (tuple,list)) else a
+    def _value(a):
+        if isinstance(a, Tensor): return values.get(id(a), a)
+        return type(a)(map(_value, a)) if isinstance(a, (tuple,list)) else a
     for j in chain:
         o = traced.ops[j]
-        values[id(o.out)] = getattr(torch.ops.aten, o.name)(*map(_value, o.args), **{k:_value(v) for k,v in o.kwargs.items()})
+        kwargs = {k:_value(v) for k,v in o.kwargs.items()}
+        values[id(o.out)] = getattr(torch.ops.aten, o.name)(*map(_value, o.args), **kwargs)
     return values[id(traced.ops[chain[-1]].out)]
 
 # %% ../../nbs/graph/13_computed_weights.ipynb #424f8fdc

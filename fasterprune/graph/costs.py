@@ -38,14 +38,17 @@ _costs = {
     **{k:lambda op: op.out.numel()*op.args[0].shape[-1] for k in ('matmul','mm','bmm','mv','dot')},
     **{k:lambda op: op.out.numel()*op.args[1].shape[-1] for k in ('addmm','baddbmm')},
     'einsum': _einsum,
-    'scaled_dot_product_attention': lambda op: op.args[0].numel()*op.args[1].shape[-2] + op.out.numel()*op.args[1].shape[-2],
-    **{k:lambda op: op.args[0][...,0].numel()*sum(w.numel() for w in op.args[2] if w.ndim>1) for k in ('lstm','gru','rnn_tanh','rnn_relu')}}
+    'scaled_dot_product_attention': lambda op: (op.args[0].numel() + op.out.numel())*op.args[1].shape[-2],
+    **{k:lambda op: op.args[0][...,0].numel()*sum(w.numel() for w in op.args[2] if w.ndim>1)
+        for k in ('lstm','gru','rnn_tanh','rnn_relu')}}
 
 def count_macs(
     traced:Trace # what a network does to a batch
 ) -> int: # multiply-accumulate operations for one item
     "How many multiply-accumulate operations were performed for each item."
-    def _macs(ops): return sum(_macs(op.inner) if op.inner else _costs[op.name](op) if op.name in _costs else 0 for op in ops)
+    def _macs(ops):
+        whole,single = [op for op in ops if op.inner],[op for op in ops if not op.inner and op.name in _costs]
+        return sum(_macs(op.inner) for op in whole) + sum(_costs[op.name](op) for op in single)
     return _macs(traced.ops) // next((len(x) for x in tensors_in(traced.inputs) if x.ndim), 1)
 
 def n_macs(
@@ -95,7 +98,7 @@ class Entry:
     model: nn.Module         # the network
     sample: object           # a batch as it takes it
     accuracy: float          # on held-out data, in [0,1]
-    difference: float = None # largest difference of its outputs from those of the network it was made from, over the largest output
+    difference: float = None # largest difference of its outputs from those of the dense one, over the largest output
     size: int = None         # bytes of its file; `None`: those of its tensors as a file
 
 def compare(
@@ -104,8 +107,10 @@ def compare(
 ) -> pd.DataFrame: # one row for each network
     "Accuracy and costs of networks."
     times = latency([e.model for e in entries], [e.sample for e in entries], seconds)
-    return pd.DataFrame([dict(network=e.name, accuracy=e.accuracy, inputs=n_inputs(*as_tuple(e.sample)), parameters=n_params(e.model),
-        MACs=n_macs(e.model, e.sample), latency_us=1e6*t, size_kB=(e.size or n_bytes(e.model))/1e3, difference=e.difference)
+    return pd.DataFrame([dict(network=e.name, accuracy=e.accuracy,
+        inputs=n_inputs(*as_tuple(e.sample)), parameters=n_params(e.model),
+        MACs=n_macs(e.model, e.sample), latency_us=1e6*t,
+        size_kB=(e.size or n_bytes(e.model))/1e3, difference=e.difference)
         for e,t in zip(entries, times)]).set_index('network')
 
 # %% ../../nbs/graph/20_costs.ipynb #aa10719d
@@ -113,6 +118,7 @@ def styled(
     table:pd.DataFrame # made by `compare`
 ) -> pd.DataFrame: # of strings
     "The numbers of a comparison, formatted for reading."
-    forms = dict(accuracy='{:.2%}', inputs='{:,}', parameters='{:,}', MACs='{:,}', latency_us='{:.0f}', size_kB='{:.1f}', difference='{:.1e}')
+    forms = dict(accuracy='{:.2%}', inputs='{:,}', parameters='{:,}', MACs='{:,}',
+        latency_us='{:.0f}', size_kB='{:.1f}', difference='{:.1e}')
     res = pd.DataFrame({k:table[k].map(lambda v,f=f: '' if pd.isna(v) else f.format(v)) for k,f in forms.items()})
     return res.rename(columns=dict(latency_us='latency (µs)', size_kB='size (kB)', difference='largest difference'))

@@ -90,7 +90,7 @@ class Facts:
     given: dict = _empty(dict)    # name of each module that is called once -> `AbstractValue` of what it gives out
     numeric: set = _empty(set)    # numbers of operations in which a number of Python meets a constant
     cuts: dict = _empty(dict)     # number of each operation that takes a part -> units before its start
-    opened: list = _empty(list)   # module, number, dimensions, dimension and units of each reshape to a size that is read
+    opened: list = _empty(list)   # module, number, dimensions, dimension, units of each reshape to a size that is read
     readings: dict = _empty(dict) # number of each operation that can be read in several ways -> how many
     guesses: dict = _empty(dict)  # number of each operation that rests on an assumption -> units of what comes out
     layers: dict = _empty(dict)   # weight of each Linear layer and convolution -> its number of groups

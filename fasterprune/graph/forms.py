@@ -55,7 +55,8 @@ def _normed_in_channel(x, *args):
     return torch.empty_like(x) if fits and not grouped else None
 
 _forms = dict(linear=_times_weight, matmul=_times, scaled_dot_product_attention=_attended, layer_norm=_normed)
-for _f,_names in ((_alike, 'relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'),
+for _f,_names in (
+    (_alike, 'relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'),
     (_paired, 'add sub mul div'), (_convolved, 'conv1d conv2d conv3d'), (_normed_in_channel, 'batch_norm group_norm')):
     _forms.update(dict.fromkeys(_names.split(), _f))
 
@@ -68,7 +69,8 @@ class _FormTracer(Tracer):
         if varies and (name in to_number or name in _by_value or name=='where' and len(args)==1):
             raise NotImplementedError(f'what {name} gives out depends on values')
         x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
-        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or name=='batch_norm' and args[5]: out = None
+        training = name=='batch_norm' and len(args)>5 and args[5]
+        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or training: out = None
         else: out = form(*args, **kwargs)
         return func(*args, **kwargs) if out is None else x if name.endswith('_') else out
 

@@ -14,7 +14,7 @@ from ..core.batches import as_tuple, first_items, is_dense, tensors_in
 from .equivalence import Equivalence
 from .facts import Facts
 from .forms import trace_forms
-from .interpreter import Interpreter, failed_rules
+from .interpreter import Interpreter
 from .liveness import Liveness
 from .rules import one_operation
 from .tracer import Trace

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fasterprune.core.batches import is_dense, named_tensors, storage_of, tensors_in
 from fasterprune.graph.facts import FactRecorder
-from fasterprune.graph.ops import attention, joining, layers, matmul, norms, parts, pointwise, reductions, shape
+from fasterprune.graph.ops import attention, joining, layers, matmul, norms, parts # noqa: F401 they bring their rules
+from fasterprune.graph.ops import pointwise, reductions, shape as shape_rules # noqa: F401
 from fasterprune.graph.ops.creation import is_sized
 from fasterprune.graph.recognized import recognize
 from fasterprune.graph.rules import barrier, leaves, place, rules
@@ -132,20 +133,23 @@ class Interpreter(FactRecorder):
         for c in self.traced.calls: ending.setdefault(c.last, []).append(c)
         try: inside,made = recognize(self)
         except Exception as e: inside,made = _failed('recognize', '', e) or (set(),{})
-        for self.at,op in enumerate(self.traced.ops):
+        for at,op in enumerate(self.traced.ops):
+            self.at = at
             if self.at not in inside: self._step(op)
             else: self._count(op, [self.env.get(id(t)) for t in tensors_in([op.args,op.kwargs])])
             if self.at in made: self._step_whole(*made[self.at])
             for c in ending.get(self.at+1, []):
                 if not isinstance(c.out, Tensor): continue
-                self.given[c.name] = None if c.name in self.given else self.env.get(id(c.out)) # `None` if it is called twice
+                again = c.name in self.given
+                self.given[c.name] = None if again else self.env.get(id(c.out))
             self.memory.keep(tensors_in(op.out))
 
     def _give_out(self, outputs):
         "All that the network gives out stays."
         values = [self.known(o) for o in outputs]
         if not any(isinstance(s, (AbstractValue,Param)) for s in values):
-            raise ValueError(f'{type(self.model).__name__} gives out {type(self.traced.output).__name__}, in which nothing is '
+            gives = type(self.traced.output).__name__
+            raise ValueError(f'{type(self.model).__name__} gives out {gives}, in which nothing is '
                 'found that comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
         # does anything depend on the input?
         self.live = any(isinstance(s, AbstractValue) and bool(s.const.isnan().any()) for s in values)

@@ -40,7 +40,8 @@ def _computed(name):
         return TracedInt(out, origins, self.run, exact=False)
     return _f
 
-for _name in ('add','radd','sub','rsub','mul','rmul','floordiv','rfloordiv','mod','rmod','neg'): setattr(TracedInt, f'__{_name}__', _computed(f'__{_name}__'))
+for _name in 'add radd sub rsub mul rmul floordiv rfloordiv mod rmod neg'.split():
+    setattr(TracedInt, f'__{_name}__', _computed(f'__{_name}__'))
 
 # %% ../../nbs/graph/05_origins.ipynb #363b1179
 def _is_whole(v): return type(v) is int
@@ -66,13 +67,15 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = _numbers([args,kwargs or {}])
-        before,self.numbers = self.numbers,tuple(n if getattr(n, 'run', None) is self else int(n) for n in found) if any(type(n) is TracedInt for n in found) else ()
+        own = tuple(n if getattr(n, 'run', None) is self else int(n) for n in found)
+        before,self.numbers = self.numbers,own if any(type(n) is TracedInt for n in found) else ()
         try: out = func(*args, **(kwargs or {}))
         finally: self.numbers = before
         if getattr(func, '__name__', '') not in ('__get__','size'): return out
         def _traced(i, n): return TracedInt(n, (Origin('', None, i, n, args[0]),), self)
         if type(out) is torch.Size: return torch.Size([_traced(i, n) for i,n in enumerate(out)])
-        if type(out) is int and func.__name__=='size': return _traced((args[1] if len(args)>1 else kwargs['dim'])%args[0].ndim, out)
+        if type(out) is int and func.__name__=='size':
+            return _traced((args[1] if len(args)>1 else kwargs['dim'])%args[0].ndim, out)
         return out
 
 @contextmanager
@@ -82,7 +85,8 @@ def traced_numbers(
     "Let the numbers in the attributes of modules, and those in shapes, tell where they come from."
     calls = _Calls()
     for name,m in model.named_modules():
-        found = {k:t for k,v in vars(m).items() if type(v) in _may_be_traced and (t := _traced(name, k, v, calls)) is not None}
+        held = {k:v for k,v in vars(m).items() if type(v) in _may_be_traced}
+        found = {k:t for k,v in held.items() if (t := _traced(name, k, v, calls)) is not None}
         vars(m).update(found)
     with calls: yield calls
 

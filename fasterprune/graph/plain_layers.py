@@ -31,7 +31,8 @@ class PlainLayer:
     cols: bool       # are the weights for one input computed as zeros where they are?
 
 # %% ../../nbs/graph/12_plain_layers.ipynb #e04efb89
-kinds_of_layers = {f'conv{"_transpose"*t}{d}d':f'Conv{"Transpose"*t}{d}d' for d in (1,2,3) for t in (0,1)} | dict(linear='Linear')
+_convolutions = {f'conv{"_transpose"*t}{d}d':f'Conv{"Transpose"*t}{d}d' for d in (1,2,3) for t in (0,1)}
+kinds_of_layers = _convolutions | dict(linear='Linear')
 _convs = dict(stride=1, padding=0, dilation=1, groups=1)
 _transposed = dict(stride=1, padding=0, output_padding=0, groups=1, dilation=1)
 _pads = {'pad','constant_pad_nd',*(f'{kind}_pad{d}d' for kind in ('reflection','replication') for d in (1,2,3))}
@@ -43,7 +44,7 @@ def options_of(op, n):
     return {k:v if isinstance(v, (int,str)) else list(v)*(n if len(v)==1 else 1) for k,v in given.items()}
 
 def _parts(traced, call, varying):
-    "The operations inside `call` that take its input, if all others take but parameters, buffers and what is made of them."
+    "The operations inside `call` that take its input, if all others take only parameters, buffers and what they make."
     made,found = {id(call.args[0])},[]
     for o in traced.ops[call.first:call.last]:
         ts = tensors_in([o.args,o.kwargs])
@@ -70,17 +71,20 @@ def _candidates(op, pads, inner):
     "Options of a plain layer that may do what `op` does after `pads`, the likeliest first."
     w = op.args[1]
     base = dict(kind=kinds_of_layers[op.name], bias=bias_given(op) is not None, same=False, inner=inner)
-    if op.name=='linear': return [dict(base, args=dict(in_features=w.shape[1], out_features=w.shape[0]))] if not pads else []
+    if op.name=='linear':
+        return [dict(base, args=dict(in_features=w.shape[1], out_features=w.shape[0]))] if not pads else []
     numbers,n = options_of(op, w.ndim-2),w.ndim-2
     first,second = w.shape[:2]
     ins,outs = (first,second*numbers['groups']) if 'transpose' in op.name else (second*numbers['groups'],first)
     args = dict(numbers, in_channels=ins, out_channels=outs, kernel_size=list(w.shape[2:]))
     if not pads: return [dict(base, args=args)]
-    if len(pads)>1 or 'transpose' in op.name or not isinstance(numbers['padding'], int) and any(numbers['padding']): return []
+    padded = not isinstance(numbers['padding'], int) and any(numbers['padding'])
+    if len(pads)>1 or 'transpose' in op.name or padded: return []
     wide = [a for a in pads[0].args[1:] if isinstance(a, (tuple,list))][0]
     half = [wide[2*i] for i in reversed(range(len(wide)//2))]
     modes = ('zeros','reflect','replicate','circular') if len(half)==n else ()
-    return [dict(base, args=args, same=True)] + [dict(base, args=dict(args, padding=half, padding_mode=mode)) for mode in modes]
+    by_mode = [dict(base, args=dict(args, padding=half, padding_mode=mode)) for mode in modes]
+    return [dict(base, args=args, same=True), *by_mode]
 
 def _larger(x, k):
     "Random numbers instead of `x`, on sides that are larger by `k`."
@@ -98,7 +102,8 @@ def find_plain_layer(
     "What there is to know of a layer whose weight is computed, if the module is one and nothing else."
     m,op,x = graph.model.get_submodule(call.name),graph.traced.ops[i],(call.args or (None,))[0]
     inner,own = _owner(m, op.args[1].shape)
-    if own is None or own.ndim<2 or len(tensors_in(call.args))!=1 or not isinstance(x, Tensor) or call.out is not op.out: return None
+    if own is None or own.ndim<2 or len(tensors_in(call.args))!=1: return None
+    if not isinstance(x, Tensor) or call.out is not op.out: return None
     inside = _parts(graph.traced, call, varying)
     if not inside or inside[-1] is not op or any(o.name not in _pads for o in inside[:-1]): return None
     if x.ndim!=own.ndim and op.name!='linear': return None
@@ -138,7 +143,8 @@ def _agrees(wide, options, exact, x, out, padded):
 def _others(m, own, options):
     "Parameters and buffers with a number for each filter."
     n = options['args'].get('out_channels', options['args'].get('out_features'))
-    return tuple(k for k,p in m.named_parameters() if p is not own and k.rpartition('.')[2]!='bias' and p.ndim and len(p)==p.numel()==n)
+    others = [(k, p) for k,p in m.named_parameters() if p is not own and k.rpartition('.')[2]!='bias' and p.ndim]
+    return tuple(k for k,p in others if len(p)==p.numel()==n)
 
 def _zeros_stay(wide, op, x, inner):
     "Are a filter, and the weights of an input, computed as zeros where they are?"
@@ -169,7 +175,8 @@ def apply_plain_layer(graph, call, op, known):
     dim = int('transpose' in op.name)
     rows = graph.bound.get((own.name, dim))
     if rows is None: return out
-    for p in [graph.param(m.get_parameter(k)) for k in known.others]: graph.bind(p, p.value.shape.index(len(rows)), rows)
+    for p in [graph.param(m.get_parameter(k)) for k in known.others]:
+        graph.bind(p, p.value.shape.index(len(rows)), rows)
     if not known.rows:
         made = (known.weight.transpose(0, dim)!=0).flatten(1).any(1).repeat(len(rows)//known.weight.shape[dim])
         graph.pin(rows[made], f'made by {layer}, in which zeros of the weight are computed as something else')

@@ -19,13 +19,14 @@ from .tracer import Call
 
 # %% ../../nbs/graph/14_recognized.ipynb #3a5e8de2
 _averaging = {'mean','sum','norm','linalg_vector_norm','linalg_norm','rms_norm','einsum'}
-_smooth = _averaging | moves | set('''pow square sqrt rsqrt reciprocal mul multiply div divide true_divide add sub subtract rsub neg abs
-    addcmul addcdiv permute transpose movedim flatten unflatten float lift_fresh ones_like zeros_like full zeros ones scalar_tensor t mT slice
-    select'''.split()) # one formula for all numbers, so that a few tell
+_smooth = _averaging | moves | set('''
+    pow square sqrt rsqrt reciprocal mul multiply div divide true_divide add sub subtract rsub neg abs addcmul addcdiv
+    permute transpose movedim flatten unflatten float lift_fresh ones_like zeros_like full zeros ones scalar_tensor
+    t mT slice select'''.split()) # one formula for all numbers, so that a few tell
 
 def recognize(
     graph # the `Graph` that is being made
-) -> tuple: # numbers of the operations inside, and function that makes the `AbstractValue` by number of the last of them
+) -> tuple: # numbers of the operations inside; by number of the last of them, what makes the `AbstractValue`
     "The modules that count as one operation, by what they do."
     found = _Recognized(graph)
     found.root_norms()
@@ -36,7 +37,7 @@ class _Recognized:
     "What is known of modules that count as one operation."
     def __init__(self, graph):
         self.graph,self.ops = graph,graph.traced.ops
-        self.inside,self.made = set(),{} # numbers of their operations; by number of the last one, the call and what it makes
+        self.inside,self.made = set(),{} # numbers of operations; by that of the last one, the call and what it makes
 
     def add(self, call, f):
         "`f` gives the signal after a call."

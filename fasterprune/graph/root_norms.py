@@ -128,7 +128,8 @@ def apply_root_norm(graph, call, known):
     if known.eps is None: graph.pin(ids, f'normed by {layer}, with an eps that stands in the code')
     known_ids = ids[const.nan_to_num()!=0]
     if known.response: graph.pin(known_ids, f'its constant is compared with others by {layer}')
-    elif graph.n_calls(layer)>1: graph.pin(known_ids, f'its constant is normed by {layer}, which is called several times')
+    elif graph.n_calls(layer)>1:
+        graph.pin(known_ids, f'its constant is normed by {layer}, which is called several times')
     graph.norms.append(Norm(layer, known.dim, ids, const, torch.zeros(len(ids), dtype=torch.long), known))
     scale,shift = known.offset+weight.double(),bias.double() if bias else torch.zeros(len(ids), dtype=torch.float64)
     out = const*(const.square().mean()+known.value).rsqrt()*scale + shift

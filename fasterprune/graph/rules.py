@@ -24,7 +24,8 @@ def rule(
         return f
     return _register
 
-# classes of modules that are not looked into: the rule called like the class says what they do; who makes such a class adds it
+# classes of modules that are not looked into: the rule called like the class says what they do;
+# who makes such a class adds it
 one_operation = [nn.MultiheadAttention]
 
 def place(op):

@@ -20,7 +20,7 @@ def attributes_of(number):
     return [o for o in number.origins if o.attr is not None]
 
 def is_followed(number):
-    "Does a number change with the units that it counts: is it an attribute, a multiple of one, or computed from shapes?"
+    "Does a number change with the units that it counts: an attribute, a multiple of one, or computed from shapes?"
     if number is None: return False
     attrs = attributes_of(number)
     if number.exact or len(attrs)<len(number.origins): return True

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..core.batches import Keywords, all_tensors, as_tuple, eagerly, feed, is_dense, map_tensors, tensors_in
+from ..core.batches import Keywords, all_tensors, as_tuple, eagerly, feed, is_dense, map_tensors
 from ..core.checks import check_model
-from ..core.models import _unobserved, evaluating
+from ..core.models import evaluating, unobserved
 from .origins import traced_numbers
-from .tracer import Call, DependsOnData, Node, Trace, Tracer, entered_by
+from .tracer import DependsOnData, Trace, Tracer, entered_by
 from .untouched import untouched
 
 # %% ../../nbs/graph/01_trace.ipynb #fb1feda3
@@ -39,7 +39,8 @@ def _called_by_layers(recorder):
 @contextmanager
 def _as_exported():
     "Code that asks whether it is exported is told so: then it takes no short cut that depends on data."
-    flags = {n:f for n in ('_is_compiling_flag','_is_exporting_flag') if (f := getattr(torch.compiler, n, None)) is not None}
+    names = '_is_compiling_flag','_is_exporting_flag'
+    flags = {n:f for n in names if (f := getattr(torch.compiler, n, None)) is not None}
     for n in flags: setattr(torch.compiler, n, True)
     try: yield
     finally:
@@ -67,10 +68,12 @@ def trace(
                 if not torch.compiler.is_compiling():
                     with _as_exported(): return trace(model, sample, whole, recorder)
             raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
-                'Control flow that depends on data hides what the network computes; replace it, e.g. by torch.where.') from e
+                'Control flow that depends on data hides what the network computes; '
+                'replace it, e.g. by torch.where.') from e
         except _Failed as e:
             module,error = e.args
-            if recorder is not Tracer or model in apart or not _runs(model, xs): raise _does_not_run(model, traced, error) from error
+            if recorder is not Tracer or model in apart or not _runs(model, xs):
+                raise _does_not_run(model, traced, error) from error
             if not apart: # or is it that the network does not bear numbers that are traced?
                 with suppress(_Failed, DependsOnData):
                     return _record(model, Trace(inputs=xs), whole, apart, recorder, with_origins=False)
@@ -87,7 +90,8 @@ def _record(model, traced, whole, apart, recorder, with_origins=True):
     opaque = {*apart, *(m for m in model.modules() if isinstance(m, torch.jit.ScriptModule))}
     recorder = recorder(model, traced, whole, opaque)
     try:
-        with evaluating(model), eagerly(), _unobserved(model), untouched(model), torch.random.fork_rng(), torch.inference_mode(), \
+        with evaluating(model), eagerly(), unobserved(model), untouched(model), \
+            torch.random.fork_rng(), torch.inference_mode(), \
             _called_by_layers(recorder), (traced_numbers(model) if with_origins else nullcontext()) as recorder.calls:
             for m in apart: m.forward = partial(_unwatched, m.forward)
             with recorder: out = feed(model, traced.inputs)
@@ -96,7 +100,8 @@ def _record(model, traced, whole, apart, recorder, with_origins=True):
     finally: recorder.restore()
     if recorder.astray: raise _Failed(recorder.astray, RuntimeError('it uses several threads'))
     for n,m in model.named_modules():
-        if isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)) and not m.weight.numel() and any(c.name==n for c in traced.calls):
+        empty = isinstance(m, (nn.Linear,nn.modules.conv._ConvNd)) and not m.weight.numel()
+        if empty and any(c.name==n for c in traced.calls):
             raise ValueError(f'layer {n!r} is empty: its weight has shape {tuple(m.weight.shape)}; '
                 'take it out, or give it at least one input and output')
     recorder.returns(all_tensors(out))
@@ -116,13 +121,16 @@ def _runs(model, xs):
 
 def _does_not_run(model, traced, e):
     "What to say of an error that the network itself makes."
-    def _told(x): return f'{tuple(x.shape)} {x.dtype} on {x.device}'.replace('torch.', '') if isinstance(x, Tensor) else type(x).__name__
+    def _told(x):
+        if not isinstance(x, Tensor): return type(x).__name__
+        return f'{tuple(x.shape)} {x.dtype} on {x.device}'.replace('torch.', '')
     xs = traced.inputs
     shapes = [f'{n}: {_told(x)}' for n,x in xs.as_dict().items()] if isinstance(xs, Keywords) else map(_told, xs)
     shapes = ', '.join(shapes)
     p = next(model.parameters(), None)
     own = '' if p is None else f'; the model is {p.dtype} on {p.device}'.replace('torch.', '')
-    error = ValueError(f'the model does not run on the sample ({shapes}{own}): {e}\nGive a batch as the model takes it.')
+    error = ValueError(f'the model does not run on the sample ({shapes}{own}): {e}\n'
+        'Give a batch as the model takes it.')
     error.traced = traced
     return error
 

@@ -44,7 +44,7 @@ class Trace:
     ops: list = field(default_factory=list)   # `Node`s in order of execution
     calls: list = field(default_factory=list) # `Call`s of modules, in the order in which they ended
     inputs: tuple = () # what goes in, by position or by keywords
-    seen: tuple = ()   # the same as operations see it: lists of tensors for objects, tensors without a dimension for sparse and nested ones
+    seen: tuple = ()   # the same as operations see it: lists for objects, ordinary tensors for sparse and nested ones
     output: object = None
 
 # %% ../../nbs/graph/02_tracer.ipynb #87ee7570
@@ -58,10 +58,12 @@ def _line():
     while f.f_code.co_filename.startswith(_torch): f = f.f_back
     if f.f_code in entered_by: return ''
     name,code = os.path.basename(f.f_code.co_filename),linecache.getline(f.f_code.co_filename, f.f_lineno).strip()
-    return ' '.join([f'{name}:{f.f_lineno}']*(name[0]!='<' or not code) + [f'`{code}`']*bool(code)) # a cell of a notebook has no name
+    where = [f'{name}:{f.f_lineno}']*(name[0]!='<' or not code) # a cell of a notebook has no name
+    return ' '.join(where + [f'`{code}`']*bool(code))
 
 _to_python = {'_local_scalar_dense','item','is_nonzero','equal','allclose'} # tell Python what is in a tensor
-to_number,_integers = {'_local_scalar_dense','item'},(torch.int64,torch.int32,torch.int16,torch.int8,torch.uint8) # a size may depend on the batch
+to_number = {'_local_scalar_dense','item'} # a size may depend on the batch
+_integers = torch.int64,torch.int32,torch.int16,torch.int8,torch.uint8
 _plain = set('''linear conv1d conv2d conv3d batch_norm relu add dropout layer_norm max_pool2d silu hardtanh gelu mul
     sigmoid'''.split()) # whose place in the code nobody asks for
 
@@ -79,7 +81,8 @@ def written_by(
     "What an operation writes to."
     if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable: return []
     given = [*args, *[kwargs.get(a.name) for a in func._schema.arguments[len(args):]]]
-    return [t for a,v in zip(func._schema.arguments, given) if a.alias_info is not None and a.alias_info.is_write for t in tensors_in(v)]
+    def _is_written(a): return a.alias_info is not None and a.alias_info.is_write
+    return [t for a,v in zip(func._schema.arguments, given) if _is_written(a) for t in tensors_in(v)]
 
 class Tracer(TorchDispatchMode):
     "Writes down operations."
@@ -98,7 +101,7 @@ class Tracer(TorchDispatchMode):
         self.known = self.varies | {id(t) for t in (*model.parameters(), *model.buffers())}
 
     @classmethod
-    def _should_skip_dynamo(cls): return False # PyTorch would import its compiler, which takes seconds, to keep it away from here
+    def _should_skip_dynamo(cls): return False # PyTorch would import its compiler, which takes seconds
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -140,7 +143,8 @@ class Tracer(TorchDispatchMode):
         if varies: self.varies.update(map(id, outs if not name.endswith('_') else [*outs,args[0]]))
         self.known.update(map(id, all_of_it))
         if kinds := {_kind(t) for t in all_of_it if not is_dense(t)}: # the rules are for dense tensors
-            name,(args,kwargs,out) = f'{name} ({", ".join(sorted(kinds))})',[map_tensors(self.stand_in, o) for o in (args,kwargs,out)]
+            name = f'{name} ({", ".join(sorted(kinds))})'
+            args,kwargs,out = [map_tensors(self.stand_in, o) for o in (args,kwargs,out)]
         numbers = self.calls.numbers if self.calls else ()
         self.traced.ops.append(Node(name, args, kwargs, out, self.place, line, numbers=numbers))
 
@@ -182,7 +186,8 @@ class Tracer(TorchDispatchMode):
         ops = self.traced.ops
         if module in self.opaque: self._whole(module, name, args, kwargs, out)
         elif isinstance(module, self.whole):
-            ops[first:] = [Node(type(module).__name__, args, dict(kwargs, module=module), out, name, inner=tuple(ops[first:]))]
+            kwargs = dict(kwargs, module=module)
+            ops[first:] = [Node(type(module).__name__, args, kwargs, out, name, inner=tuple(ops[first:]))]
             self.traced.calls = [c for c in self.traced.calls if c.first<first or c.last<=first]
         self.traced.calls.append(Call(name, (*args,*kwargs.values()), out, first, len(ops)))
 
@@ -201,7 +206,7 @@ class Tracer(TorchDispatchMode):
         return map_tensors(self.stand_in, x if len(found)==len(tensors_in(x)) else found)
 
     def stand_in(self, t):
-        "An ordinary tensor in place of one that is sparse or nested, of which nothing but what it is made from matters."
+        "An ordinary tensor in place of one that is sparse or nested: only what it is made from matters."
         return t if is_dense(t) else self.stand_ins.setdefault(id(t), (torch.zeros(()),t))[0]
 
 class DependsOnData(Exception): pass

@@ -18,7 +18,8 @@ from torch import nn
 from fasterprune.core.batches import hook_owners
 
 # %% ../../nbs/graph/03_untouched.ipynb #f702c745
-_elsewhere = set('torch numpy pandas scipy sklearn matplotlib PIL fastcore fastai fasterprune IPython'.split()) | sys.stdlib_module_names
+_packages = 'torch numpy pandas scipy sklearn matplotlib PIL fastcore fastai fasterprune IPython'
+_elsewhere = set(_packages.split()) | sys.stdlib_module_names
 
 def _is_elsewhere(module): return module.partition('.')[0] in _elsewhere
 
@@ -26,10 +27,12 @@ _Remembers = type(lru_cache(len)) # what `lru_cache` and `cache` make
 
 def _remembering(model):
     "Functions within reach of a network's code that remember what they gave out."
-    held = [v for m in model.modules() for v in (*vars(m).values(), *m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    def _held(m): return *vars(m).values(),*m._forward_hooks.values(),*m._forward_pre_hooks.values()
+    held = [v for m in model.modules() for v in _held(m)]
     own = _classes(model) | {v for v in held if type(v) is FunctionType}
     names = frozenset(o.__module__ for o in own)
-    if (key := (names,len(sys.modules))) not in _within_reach or '__main__' in names: _within_reach[key] = _reached(names)
+    key = names,len(sys.modules)
+    if key not in _within_reach or '__main__' in names: _within_reach[key] = _reached(names)
     return [*_within_reach[key], *(v for v in held if type(v) is _Remembers)]
 
 _within_reach = {} # names of modules of Python, and how many there are in all -> functions
@@ -41,7 +44,8 @@ def _reached(names):
         if (module := modules.pop()) is None or module.__name__ in seen or _is_elsewhere(module.__name__): continue
         seen.add(module.__name__)
         for v in list(vars(module).values()):
-            found.update({id(f):f for f in (vars(v).values() if isinstance(v, type) else (v,)) if type(f) is _Remembers})
+            functions = vars(v).values() if isinstance(v, type) else (v,)
+            found.update({id(f):f for f in functions if type(f) is _Remembers})
             if type(v) is ModuleType: modules.append(v)
             elif isinstance(v, (ModuleType,FunctionType,type)): modules.append(sys.modules.get(v.__module__ or ''))
     return list(found.values())
@@ -52,13 +56,14 @@ def _containers(model):
     "Lists, dicts and sets in attributes of modules and of their classes, and copies of them."
     held = [v for m in model.modules() for k,v in vars(m).items() if k not in _kept_by_modules]
     held += [v for c in _classes(model) if not _is_elsewhere(c.__module__) for v in vars(c).values()]
-    return [(v, copy(v)) for v in {id(v):v for v in held if isinstance(v, (list,dict,set)) and not isinstance(v, type)}.values()]
+    containers = {id(v):v for v in held if isinstance(v, (list,dict,set)) and not isinstance(v, type)}
+    return [(v, copy(v)) for v in containers.values()]
 
 def _classes(model): return {c for t in {type(m) for m in model.modules()} for c in t.__mro__}
 
 @contextmanager
 def forgotten(model):
-    "What code remembers of a pass, in containers or by `lru_cache`, is forgotten: it may not be for training, or another precision."
+    "What code remembers of a pass, in containers or by `lru_cache`, is forgotten: it may be of another precision."
     before,remembering = _containers(model),[(f, f.cache_info().misses) for f in _remembering(model)]
     try: yield
     finally:
@@ -74,7 +79,8 @@ def _parts(o): return [*o,*o.values()] if isinstance(o, dict) else list(o)
 @contextmanager
 def untouched(model):
     "Whatever modules, and their hooks, store in themselves while they run is forgotten afterwards."
-    before = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
     stored = [(o, dict(vars(o))) for o in hook_owners(model)]
     try:
         with forgotten(model): yield

@@ -7,6 +7,7 @@ __all__ = ['InputPruneCallback']
 
 # %% ../../nbs/inputs/05_callback.ipynb #ee9ae4b6
 import itertools
+from collections.abc import Callable
 
 import pandas as pd, torch
 from torch import Tensor
@@ -26,9 +27,9 @@ class InputPruneCallback(MaskCallback):
     column = 'inputs_pruned'
     def __init__(self,
         sparsity:float,     # target: fraction of the input features, in [0,1)
-        schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
-        criterion='auto',   # what matters: function `(weight, context) -> score` or its name; see `get_input_criterion`
-        granularity='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)' ..., as in `InputFeatures`
+        schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
+        criterion:str|Callable='auto', # what matters: a function or its name; see `get_input_criterion`
+        granularity:str='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)' ..., as in `InputFeatures`
         names=None,         # name of each feature; `None`: of a table its columns, else numbers
         every:int=1,        # update the masks each `every` batches
         start_epoch=0,      # when the schedule begins: an epoch, or as a float a fraction of the training

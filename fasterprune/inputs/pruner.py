@@ -7,6 +7,7 @@ __all__ = ['InputPruner']
 
 # %% ../../nbs/inputs/03_pruner.ipynb #ee9ae4b6
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,8 +25,8 @@ class InputPruner:
     def __init__(self,
         model:nn.Module,    # the network; its weights are changed by `sparsify` and `apply` only
         sample,             # an input, a tuple of inputs, or a dict by keywords, as `model` takes them; batch first
-        criterion='auto',   # what matters: function `(weight, context) -> score` or its name; see `get_input_criterion`
-        granularity='auto', # what a feature is, as in `InputFeatures`
+        criterion:str|Callable='auto', # what matters: a function or its name; see `get_input_criterion`
+        granularity:str='auto', # what a feature is, as in `InputFeatures`
         columns:list=None   # of a table, as `table_columns` gives them
     ):
         self.features = f = InputFeatures(model, sample, granularity, columns)

@@ -20,8 +20,8 @@ from .feature_path import FeaturePath, feature_path
 
 # %% ../../nbs/learner/index.ipynb #57459484
 _all_ = ['condense_learner', 'learner_to_onnx', 'select_dls', 'batch_for', 'delivers', 'clone_learner',
-    'learner_around', 'slice_state', 'check_state', 'KeptColumns', 'narrow_procs', 'narrow_tables', 'shrink', 'ModelSnapshot',
-    'OptimizerSnapshot', 'CondenseCallback', 'FeaturePath', 'feature_path']
+    'learner_around', 'slice_state', 'check_state', 'KeptColumns', 'narrow_procs', 'narrow_tables', 'shrink',
+    'ModelSnapshot', 'OptimizerSnapshot', 'CondenseCallback', 'FeaturePath', 'feature_path']
 
 # %% ../../nbs/learner/index.ipynb #824da365
 from fasterprune._moved import answers

@@ -17,6 +17,7 @@ from fastai.callback.all import SaveModelCallback
 from ..core.batches import as_tuple, first_items, map_tensors
 from ..core.optimizer_state import keep_parameters, optimizers_in
 from ..core.plain_layers import is_plain
+from ..core.warnings import FasterpruneWarning
 from ..graph.costs import n_params
 from ..condense.condenser import Condenser
 from ..sparsify.keep_zeros import KeepZeros
@@ -173,7 +174,7 @@ class CondenseCallback(Callback):
             with no_random(): self._condense(model, inputs, 0. if last else self.min_gain, start)
         except Exception as e: # whatever it is, hours of training are worth more
             self.stopped = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
-            warnings.warn(f'the network is trained as wide as it is: {self.stopped}')
+            warnings.warn(f'the network is trained as wide as it is: {self.stopped}', FasterpruneWarning, stacklevel=2)
 
     def _condensed(self, model, inputs):
         "A condensed copy of the network, and what has made it."

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from fastai.basics import L, Learner, delegates, no_random, set_seed
-import fastai.callback.all # what it patches into `Learner`
+import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.files import replacing
 from ..sparsify.mask_callback import sample_of

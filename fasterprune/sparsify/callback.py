@@ -6,23 +6,24 @@
 __all__ = ['layer_styles', 'tell_layers', 'SparsifyCallback', 'MaskCallback', 'KeepZeros', 'sample_of']
 
 # %% ../../nbs/sparsify/22_callback.ipynb #3f8a5fcd
+from collections.abc import Callable
 import numpy as np, matplotlib.pyplot as plt
 from fastai.basics import store_attr
 
 from ..core.batches import first_items
 from .allocation import get_context
 from .criteria import get_criterion, large_final
-from .granularity import get_granularity
+from .granularity import Granularity, get_granularity
 from .keep_zeros import KeepZeros
 from .layer_filter import matching, select_layers, stored_weights
-from .mask_callback import MaskCallback, moving_averages, sample_of
+from .mask_callback import MaskCallback, sample_of
 from .schedules import one_cycle
 from .sparsifier import Sparsifier
 from .stays_dense import tell_what_stays
 
 # %% ../../nbs/sparsify/22_callback.ipynb #153ad121
 _all_ = ['MaskCallback', 'KeepZeros', 'sample_of']
-_averages = moving_averages
+
 
 # %% ../../nbs/sparsify/22_callback.ipynb #3f958b78
 def layer_styles(
@@ -50,10 +51,10 @@ class SparsifyCallback(MaskCallback):
     order = MaskCallback.order+1 # behind other masks, whose zeros count
     def __init__(self,
         sparsity,              # target: a fraction in [0,1), or a dict from layer name or glob to fraction
-        granularity='weight',  # what a unit is: a `Granularity` or its name
-        context='global',      # who competes: 'global', all units; 'local', those of each layer; 'erk', or a function
-        criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
-        schedule=one_cycle,    # fraction of the target by the position in training: a `Schedule`, name or function
+        granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
+        context:str|Callable='global', # who competes: 'global', all; 'local', those of each layer; 'erk', or a function
+        criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
+        schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
         coupled:bool=True,     # are units that the graph ties together one? Of filters, neurons, channels and features

@@ -11,7 +11,7 @@ __all__ = ['Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion', 'nee
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #11422c94
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn

@@ -6,11 +6,12 @@
 __all__ = ['sample_of', 'MaskCallback']
 
 # %% ../../nbs/sparsify/20_mask_callback.ipynb #4e39653d
+from collections.abc import Callable
 import numpy as np, matplotlib.pyplot as plt
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from fastai.basics import Callback, Learner, Recorder, cast, first, get_model, no_random, noop
-import fastai.callback.all # what it patches into `Learner`
+import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.batches import map_tensors
 from ..core.checks import check_model
@@ -50,7 +51,7 @@ class MaskCallback(Callback):
     after_pred = after_loss = before_backward = before_step = noop
     def __init__(self,
         sparsity,           # target: a fraction in [0,1), or a dict from layer name or glob to fraction
-        schedule=one_cycle, # fraction of the target by the position in training: a `Schedule`, its name, or a function
+        schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         every:int=1,        # update the masks each `every` batches
         start_epoch=0,      # when the schedule begins: an epoch, or as a float a fraction of the training
         end_epoch=1.        # when the target is reached, likewise

@@ -6,13 +6,14 @@
 __all__ = ['unit_norms', 'unit_sizes', 'RegularizeCallback']
 
 # %% ../../nbs/sparsify/23_regularize.ipynb #826dd0f3
+from collections.abc import Callable
 import torch, matplotlib.pyplot as plt
 from torch import Tensor
 from fastai.basics import Callback, Recorder, store_attr
-import fastai.callback.all # what it patches into `Learner`
+import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.batches import first_items
-from .granularity import get_granularity
+from .granularity import Granularity, get_granularity
 from .schedules import get_schedule
 from .groups import Group
 from .layer_filter import select_layers
@@ -37,11 +38,11 @@ class RegularizeCallback(Callback):
     order = Recorder.order+1 # behind what steps, before masks
     def __init__(self,
         strength:float=1e-3,  # the factor of the penalty, 0 or more; about 1e-3 with SGD, 0.1 with Adam
-        granularity='filter', # what a unit is: a `Granularity` or its name
+        granularity:str|Granularity='filter', # what a unit is: a `Granularity` or its name
         layers=None,          # name, glob, type or function, or a list; `None`: all convolutions and Linear layers
         exclude=None,         # the same, for what to leave alone
         coupled:bool=True,    # are units that the graph ties together one?
-        schedule=None,        # fraction of the strength by the position in training; `None`: all of it throughout
+        schedule:str|Callable=None, # fraction of the strength by the position in training; `None`: all of it throughout
         decoupled:bool=True   # move the units after each step, which gives real zeros; or add the penalty to the loss?
     ):
         finite = 0 <= strength < float('inf')

@@ -78,7 +78,7 @@ def find_zeros(
     params,masks = dict(model.named_parameters(remove_duplicate=False)),{}
     for n,m in model.named_modules():
         if isinstance(m, (*weighted, nn.Embedding, nn.MultiheadAttention)): masks.update(_zeros_of_layer(n, m))
-    for n,(m,p) in stored_weights(model).items(): # matrices of recurrent layers, and what weights are dropped out from
+    for _,p in stored_weights(model).values(): # matrices of recurrent layers, and what weights are dropped out from
         if p and p not in masks and (z := params[p].detach()==0).any() and not z.all(): masks[p] = ~z
     if sample is not None and masks: masks.update(_zeros_of_units(Graph(model, sample), params, masks))
     return masks

@@ -10,7 +10,8 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
 import inspect, math
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np, matplotlib.pyplot as plt
 
@@ -63,7 +64,7 @@ class ScheduleFamily(Schedule):
     def __call__(self,
         *args,  # a position in [0,1], or the constants in the order of the formula
         **consts # constants by name
-    ): # the fraction at the position, or the `Schedule` with these constants
+    ) -> Any: # the fraction at the position, or the `Schedule` with these constants
         "The fraction at a position, or the schedule with other constants."
         is_position = len(args)==1 and not consts and (isinstance(args[0], float) or 0 <= args[0] <= 1)
         if is_position: return super().__call__(args[0])

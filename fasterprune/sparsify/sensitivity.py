@@ -6,6 +6,7 @@
 __all__ = ['restored', 'Sensitivity', 'sensitivity']
 
 # %% ../../nbs/sparsify/24_sensitivity.ipynb #b7b4811a
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from .callback import layer_styles, tell_layers
 from .mask_callback import sample_of
 from .criteria import large_final
 from .sparsifier import Sparsifier
+from .granularity import Granularity
 
 # %% ../../nbs/sparsify/24_sensitivity.ipynb #d043c1a5
 @contextmanager
@@ -87,7 +89,7 @@ class Sensitivity:
         "Plot the metric against the sparsity, a line for each layer."
         table = self.table(metric)
         ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1] if ax is None else ax
-        for (name,row),style in zip(table.iterrows(), layer_styles(list(table.index))):
+        for (_,row),style in zip(table.iterrows(), layer_styles(list(table.index))):
             row = row.dropna()
             ax.plot(row.index, row, 'o-', ms=3, **style)
         ax.set(xlabel='sparsity of the layer', ylabel=(metric or self.metric).replace('_', ' '))
@@ -114,8 +116,8 @@ class Sensitivity:
 def sensitivity(
     learn:Learner,                 # a trained Learner; it is left as it is
     sparsities=(.3,.5,.7,.8,.9,.95), # what to try for each layer, fractions in (0,1)
-    granularity='weight',          # what a unit is: a `Granularity` or its name
-    criterion=large_final,         # which units matter: a function `(weight, context) -> score` or its name
+    granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
+    criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
     layers=None,                   # name, glob, type or function of layers, or a list; `None`: all but Embeddings
     exclude=None,                  # the same, for what to leave dense
     coupled:bool=True,             # are units that the graph ties together one?

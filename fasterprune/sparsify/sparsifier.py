@@ -6,6 +6,7 @@
 __all__ = ['Sparsifier']
 
 # %% ../../nbs/sparsify/18_sparsifier.ipynb #0ae6be96
+from collections.abc import Callable
 import pandas as pd, torch
 from torch import nn
 from fastcore.all import store_attr
@@ -18,7 +19,7 @@ from .choosing import FullChoice, IncrementalChoice
 from .coupling import UngroupedUnits
 from .criteria import get_criterion, large_final, needs_of
 from .criterion_state import CriterionState
-from .granularity import get_granularity
+from .granularity import Granularity, get_granularity
 from .groups import Groups
 from .layer_filter import recurrent, stored_weights
 from .reports import count_units
@@ -49,9 +50,9 @@ class Sparsifier:
     "Zeroes exactly as many units of `model` as are asked for, those of the lowest scores, and keeps them zero."
     def __init__(self,
         model:nn.Module,       # the model; its weights are changed by `sparsify` and `apply` only
-        granularity='weight',  # what a unit is: a `Granularity` or its name
-        context='global',      # who competes: 'global', 'local', 'erk', or a function
-        criterion=large_final, # which units matter: a function `(weight, context) -> score` or its name
+        granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
+        context:str|Callable='global', # who competes: 'global', 'local', 'erk', or a function
+        criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
         coupled:bool=True,     # are units that the graph ties together one? Of filters, neurons, channels and features

@@ -10,6 +10,7 @@ import fnmatch, warnings
 
 from torch import nn
 
+from ..core.warnings import FasterpruneWarning
 from .allocation import most_dead
 from .criterion_state import owner_of
 from .groups import expected
@@ -62,4 +63,4 @@ def tell_what_stays(sparsifier, sparsity):
     said = [f'what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, '
         'and the logged sparsity is the share of its units']*(part<_hardly)
     said += [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]
-    if said: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join(said))
+    if said: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join(said), FasterpruneWarning, stacklevel=2)

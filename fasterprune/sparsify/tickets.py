@@ -7,6 +7,7 @@ __all__ = ['Ticket', 'load_ticket', 'state_of', 'find_ticket']
 
 # %% ../../nbs/sparsify/25_tickets.ipynb #b33ae0f7
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def find_ticket(
     rounds:int=1,       # how often to train, prune and rewind, 1 or more
     rewind_epoch:int=0, # the epoch to rewind to, less than `n_epoch`; 0 is the initialization
     fit=_schedule_fit,  # how to train: a function `(learn, n_epoch, lr, cbs=..., start_epoch=...)`
-    criterion=large_final, # which units matter: a function or its name; `initial` weights are those of the beginning
+    criterion:str|Callable=large_final, # which units matter; `initial` weights are the first ones
     **kwargs            # granularity, context, layers, exclude, coupled, for `Sparsifier`
 ) -> Ticket:
     "Find a ticket by `rounds` of training, pruning and rewinding."

@@ -11,7 +11,7 @@ import math
 
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, torch
 from fastai.basics import set_seed
-import fastai.callback.all # what it patches into `Learner`
+import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.pages import html_table, picture
 from ..graph.costs import n_macs, n_params
@@ -103,7 +103,7 @@ def gains(
     df = df.assign(way=pd.Categorical(df.way, ways))
     dense = df[df.way=='dense'].set_index(['network','data','seed']).retrained
     rows = []
-    for (n,d,w,i),part in df.groupby(['network','data','way','inputs'], observed=True, sort=True):
+    for (n,d,w,_),part in df.groupby(['network','data','way','inputs'], observed=True, sort=True):
         diff = [r.retrained-dense.get((n, d, r.seed), np.nan) for r in part.itertuples()]
         def _percent(o): return f'{100*np.mean(o):.1f} ({100*np.std(o, ddof=1) if len(o)>1 else 0:.1f})'
         rows.append({'network':n, 'data':d, 'way':w, 'inputs':f'{part.left.mean():.0f} of {part.n_inputs.iloc[0]:.0f}',

@@ -183,7 +183,7 @@ def plot_constants(df):
     mean = rows[(rows[cell]==[n,d,e,g,s]).all(axis=1)].groupby('schedule').accuracy.mean()
     grid = 100*np.array([[mean.get(schedule_name(a, b), np.nan) for b in (3,4,5,6,7)] for a in (13,14,15)])
     ax = plt.subplots(figsize=(4.6,2.6), layout='constrained')[1]
-    im = ax.imshow(grid, cmap='Blues')
+    ax.imshow(grid, cmap='Blues')
     for (i,j),v in np.ndenumerate(grid):
         ax.text(j, i, f'{v:.1f}', ha='center', va='center', color='w' if v>np.nanmean(grid) else 'k')
     ax.set(xticks=range(5), xticklabels=(3,4,5,6,7), yticks=range(3), yticklabels=(13,14,15), xlabel=r'$\beta$',

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 from fastai.basics import Callback, CancelValidException, CrossEntropyLossFlat, Learner, accuracy, set_seed
-import fastai.callback.all # what it patches into `Learner`
+import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.data import tensor_dls
 from ..core.models import evaluating

@@ -1,4 +1,4 @@
-"""The names of `fasterprune.all` as a user calls them: pyright reads this file, and finds nothing to complain about. It is not run."""
+"The names of `fasterprune.all` as a user calls them: pyright reads this file, and has nothing to say. It is not run."
 from pathlib import Path
 import torch
 from fastai.learner import Learner
@@ -16,28 +16,30 @@ def train(learn:Learner):
 
 def condense(model:nn.Module, x:Tensor, path:Path) -> Tensor:
     Sparsifier(model, 'neuron', sample=x).sparsify(.5)
-    condensed:Condensed = Condenser(model, x).condense(verify=True)
-    report:CondenseReport = condensed.report
+    condensed = Condenser(model, x).condense(verify=True)
+    report = condensed.report
     print(report.params_before, report.params_after/report.macs_after, report.max_error < 1e-10, report.removed, report.kept, report.to_frame())
-    inputs:InputSelector = condensed.inputs
+    inputs = condensed.inputs
     condensed.save(path)
     again = load_condensed(path, model)
     print(find_zeros(model), sparsity_report(model), n_params(model), n_macs(model, x), n_bytes(model), latency([model], [x])[0])
-    print(compare(Entry('dense', model, x, .9), Entry('small', again.model, inputs(x), .9)), eval_outputs(model, x))
+    print(compare(Entry('dense', model, x, .9), Entry('small', again.model, inputs(x), .9)), eval_outputs(model, (x,)))
     return condensed.model(inputs(x))
 
 @criterion(needs='grad')
 def ours(weight, context): return (weight*context.grad).abs()
 
-def tickets(learn:Learner, path:Path):
-    ticket:Ticket = find_ticket(learn, 2, .8)
+def tickets(learn:Learner, model:nn.Module, path:Path):
+    ticket = find_ticket(learn, 2, .8)
     ticket.save(path)
-    load_ticket(path).apply(learn.model)
+    load_ticket(path).apply(model)
     print(sensitivity(learn), large_final, Schedule(lambda t: t**2), one_shot, iterative(n_steps=3), linear, cosine, dense_sparse_dense, Granularity('column', 'kw'))
 
 def inputs(learn:Learner, model:nn.Module, x:Tensor):
-    path:FeaturePath = feature_path(learn, [50, 25], epochs=2)
-    print(path.kept(25), path.to_frame(), InputPruner(model, x), SelectFromNet(n_features=5), select_dls)
+    path = feature_path(learn, [50, 25], epochs=2)
+    print(path.kept(25), path.to_frame(), InputPruner(model, x), SelectFromNet(5), select_dls)
+
+def kinds() -> list: return [Condensed, CondenseReport, InputSelector, Ticket, FeaturePath]
 
 def data():
     print(digits().train[0].shape, mnist, cifar10, get_images('digits'), census(100).shape)

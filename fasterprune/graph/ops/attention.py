@@ -38,7 +38,7 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
 
 # %% ../../../nbs/graph/ops/10_attention.ipynb #5733fd44
 def _for_each_query(graph, op, q, x):
-    "Keys or values as each head of the queries sees them: one head for all stays, and the queries' heads go by themselves."
+    "Keys or values as each head of the queries sees them; of one head for all, the queries' heads go by themselves."
     if x.shape[-3]>1: return x.moved(lambda t: t.repeat_interleave(q.shape[-3]//x.shape[-3], -3))
     graph.pin(x.ids, f'read by all heads of {place(op)}')
     shape = *q.shape[:-2],*x.shape[-2:]

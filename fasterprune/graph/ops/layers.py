@@ -49,7 +49,7 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
     other = weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline
-    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than it is stored in, or of it
+    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than that it is stored in
     value = outputs_first(weight.value, axes)
     rows = graph.fresh(len(value)//groups).repeat(groups)
     names = tuple(weight.dims[a] for a in axes) # dimensions of the stored parameter
@@ -162,7 +162,8 @@ def _embedding(graph, op, weight, index, *args, **kwargs):
 def _recurrent(graph, op, x, hx, weights, has_biases, n_layers, dropout, train, both_ways, *args):
     if not isinstance(weights, (tuple,list)) or not all(isinstance(w, Param) for w in weights[:1]):
         return barrier(graph, op, x, hx, weights)
-    first = [w for w in weights if isinstance(w, Param) and w.name.rpartition('.')[2].removesuffix('_reverse')=='weight_ih_l0']
+    def _own_name(w): return w.name.rpartition('.')[2].removesuffix('_reverse')
+    first = [w for w in weights if isinstance(w, Param) and _own_name(w)=='weight_ih_l0']
     biases = {b.name:b for b in weights if isinstance(b, Param)}
     for w in first:
         bias = biases.get(w.name.replace('weight_ih', 'bias_ih'))

@@ -170,7 +170,8 @@ def _addmm(graph, op, c, a, b, *, beta=1, alpha=1):
     biased = isinstance(c, Param) and c.value.ndim==1 and isinstance(b, Param)
     out = _product(graph, op, a, b, left, right, result, c if biased else None)
     if biased or beta==0: return out # what is multiplied by 0 is not even looked at
-    if scaled: c,out = [AbstractValue(s.ids, zero_or_unknown(s.const==0), s.is_parameter) for s in (graph.signal(c),out)]
+    def _scaled(s): return AbstractValue(s.ids, zero_or_unknown(s.const==0), s.is_parameter)
+    if scaled: c,out = _scaled(graph.signal(c)),_scaled(out)
     return pointwise(graph, replace(op, name='add', args=(op.out,op.out), kwargs={}), graph.signal(c), out)
 
 @rule('einsum')

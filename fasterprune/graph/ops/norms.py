@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fasterprune.graph.facts import Norm, Size
-from fasterprune.graph.ops.layers import all_params, bias_of
+from fasterprune.graph.ops.layers import bias_of
 from fasterprune.graph.rules import barrier, place, rule
 from fasterprune.graph.values import AbstractValue, Param, rows_of, spread
 
@@ -45,7 +45,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     return AbstractValue(x.ids, spread(out, 1, x.shape))
 
 def _note_mean(graph, op, mean, deaf):
-    "Note that a running mean can take up constants for the layer before, if that has no bias, and which outputs are not heard."
+    "Note that a running mean can take up constants of a layer without bias, and which outputs are not heard."
     i = graph.made.get(id(op.args[0]))
     if i is None or graph.n_uses(op.args[0])>1: return
     read = graph.reads[i]
@@ -107,11 +107,12 @@ def _normed_again(graph, op, ids, const, dim):
         else: graph.pin(torch.cat([m.units, ids]), f'normed with others, which are not as many, by {place(op)}')
         if m.dim!=dim: graph.pin(ids, f'normed over different dimensions by {place(op)}')
 
-_moving = set('''permute transpose movedim view reshape flatten unflatten contiguous clone layer_norm group_norm rms_norm to
-    _to_copy type_as float'''.split())
+_moving = set('''
+    permute transpose movedim view reshape flatten unflatten contiguous clone layer_norm group_norm rms_norm to _to_copy
+    type_as float'''.split())
 
 def _norm_dim(graph, op, ids):
-    "The dimension of units in the input of a module that is a norm, else `None`; and modules in it that are called later."
+    "The dimension of units in what a norm takes, else `None`; and modules in it that are called later."
     module = graph.model.get_submodule(op.place)
     if op.inner: return module.dim,module.then # it is narrow already
     calls = [c for c in graph.traced.calls if c.name==op.place and c.first<=graph.at<c.last]

@@ -99,18 +99,23 @@ def _as_taken(const, given):
     return const.to(given.dtype) if exact else const
 
 _pointwise_ops = '''
-    relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid log_sigmoid hardtanh hardswish
-    hardsigmoid hardshrink softshrink tanhshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square sqrt rsqrt reciprocal log log2
-    log10 log1p sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc sign sgn floor ceil round trunc frac nan_to_num logit rsub pow
-    add sub mul div true_divide floor_divide remainder fmod eq ne lt le gt ge isnan isinf isfinite logical_not bitwise_not positive negative
-    clip absolute float_power exp2 maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign xlogy logical_and logical_or
+    relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid
+    log_sigmoid hardtanh hardswish
+    hardsigmoid hardshrink softshrink tanhshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square
+    sqrt rsqrt reciprocal log log2
+    log10 log1p sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc sign sgn floor ceil round trunc
+    frac nan_to_num logit rsub pow
+    add sub mul div true_divide floor_divide remainder fmod eq ne lt le gt ge isnan isinf isfinite logical_not
+    bitwise_not positive negative
+    clip absolute float_power exp2 maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign
+    xlogy logical_and logical_or
     logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract'''.split()
 _operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_xor') # as Python's operators are called
 
 @rule(*_pointwise_ops, *_operators)
 def pointwise(graph, op, *args, **kwargs):
     "A function of each element of its arguments."
-    if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` with nothing but a condition
+    if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` of a condition alone
     name = _operators.get(op.name) or op.name.removesuffix('_')
     given = leaves([args,kwargs])
     tensors = [a for a in given if isinstance(a, (AbstractValue,Param)) or isinstance(a, Tensor) and a.ndim]
@@ -143,8 +148,8 @@ def _of_constants(op, name, consts, tensors, args, kwargs):
     return torch.where((consts[0]==0) & consts[1].isnan(), 0., out) if divided else out
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #40ff3b64
-@rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias', 'to',
-    '_to_copy', 'type_as', 'lift_fresh', 'lift')
+@rule('dropout', 'feature_dropout', 'alpha_dropout', 'feature_alpha_dropout', 'contiguous', 'clone', 'detach', 'alias',
+    'to', '_to_copy', 'type_as', 'lift_fresh', 'lift')
 def _unchanged(graph, op, x, *args, **kwargs):
     if isinstance(x, Tensor): return None # a constant of the code that is made like another tensor
     drops = 'dropout' in op.name and args[1]

@@ -14,12 +14,13 @@ from torch import Tensor
 from fasterprune.core.batches import as_tuple, tensors_in
 from fasterprune.graph.ops.pointwise import pointwise
 from fasterprune.graph.rules import barrier, place, rule
-from fasterprune.graph.values import AbstractValue, Param, agreeing, distinct, nothing, spread, zero_or_unknown
+from fasterprune.graph.values import AbstractValue, Param, agreeing, distinct, nothing, spread
 
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #425efae1
 _pools = [f'{kind}_pool{d}d' for kind in ('max','avg','adaptive_avg','adaptive_max') for d in (1,2,3)]
 _pools += ['max_pool2d_with_indices','max_pool3d_with_indices']
-_resizes = [f'upsample_{kind}' for kind in ('nearest1d','nearest2d','nearest3d','linear1d','bilinear2d','bicubic2d','trilinear3d')]
+_kinds = 'nearest1d nearest2d nearest3d linear1d bilinear2d bicubic2d trilinear3d'
+_resizes = [f'upsample_{kind}' for kind in _kinds.split()]
 
 _resizes += [f'_{r}_aa' for r in _resizes] + [f'_upsample_nearest_exact{d}d' for d in (1,2,3)]
 
@@ -33,7 +34,8 @@ def _in_channel(graph, op, x, *args, **kwargs):
     if name=='grid_sampler':
         const = torch.where(const==0, const, torch.nan)
         grid = args[0]
-        if isinstance(grid, (AbstractValue,Param)): graph.pin(graph.signal(grid).ids, f'a grid for sampling in {place(op)}')
+        if isinstance(grid, (AbstractValue,Param)):
+            graph.pin(graph.signal(grid).ids, f'a grid for sampling in {place(op)}')
     outs = [AbstractValue(*[spread(v, -n_dims-1, out.shape) for v in (ids,const)]) for out in tensors_in(op.out)]
     return [outs[0], *[o.unknown() for o in outs[1:]]] if len(outs)>1 else outs[0]
 
@@ -44,7 +46,8 @@ def _takes_in_zeros(size, stride=None, padding=0, ceil_mode=False, count_include
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #837be4a3
 _kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 
-_others = '''softmax _softmax log_softmax _log_softmax logsumexp cumsum cumprod prod argmax argmin any all sort topk norm
+_others = '''
+    softmax _softmax log_softmax _log_softmax logsumexp cumsum cumprod prod argmax argmin any all sort topk norm
     linalg_vector_norm linalg_norm count_nonzero softmin aminmax nansum'''.split()
 
 @rule(*_kept_const, *_others)
@@ -72,7 +75,8 @@ def _reduce(graph, op, x, *args, **kwargs):
     return outs if isinstance(op.out, (tuple,list)) else outs[0]
 
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #27ee62c3
-_adds_nothing = dict.fromkeys('sum nansum norm linalg_vector_norm linalg_norm count_nonzero any'.split(), 0.) | dict(prod=1.)
+_of_zeros = 'sum nansum norm linalg_vector_norm linalg_norm count_nonzero any'
+_adds_nothing = dict.fromkeys(_of_zeros.split(), 0.) | dict(prod=1.)
 
 def _over_units(graph, op, x, dims, power):
     "The signal of a reduction over units, of which those that add nothing to it can go."

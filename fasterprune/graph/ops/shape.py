@@ -49,7 +49,7 @@ def _expand_as(graph, op, given, y):
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 
 def _expanded_for_heads(graph, op, x, out, sizes):
-    "What inputs or a buffer are repeated to as often as an attribute says, such as a mask for all heads, has units there."
+    "Inputs or a buffer that are repeated as often as an attribute says, as a mask for all heads, have units there."
     named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
     attrs = {d:o for d,n in enumerate(named) if d and (o := attribute_of_size(n))}
     attrs = {d:o for d,o in attrs.items() if d<new or x.shape[d-new]==1<sizes[d]}
@@ -99,7 +99,8 @@ class _Sizes:
     def _heads(self, dims, attrs):
         "Dimensions that may be heads of attention, by an attribute's name or value, or by what is done with them."
         if named := [d for d in dims if _counts_heads(attrs.get(d, ''))]: return named
-        if attended := [d for d in dims if d in attrs and self._attended(self.shape[d], self.shape[dims[-1]])]: return attended
+        attended = [d for d in dims if d in attrs and self._attended(self.shape[d], self.shape[dims[-1]])]
+        if attended: return attended
         module = vars(self.graph.model.get_submodule(self.op.place))
         counts = {v for k,v in module.items() if type(v) is int and _counts_heads(k)}
         return [d for d in reversed(dims[:-1]) if d not in attrs and self.shape[d] in counts]
