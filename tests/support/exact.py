@@ -1,7 +1,7 @@
 "Networks in which something is dead, condensed and compared."
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional as F
 from fasterprune.all import *
 from support.fuzz_nets import Model, zero
 from support.nets import gap
