@@ -1,5 +1,5 @@
 "Files that version 0.1.0 wrote, in tests/fixtures: they load, and give the outputs that they gave."
-import importlib.util
+import importlib, importlib.util
 from pathlib import Path
 import pytest, torch
 from fastai.learner import load_learner
@@ -56,3 +56,10 @@ def test_rows_of_a_study_count_as_done():
     def _not_again(settings): raise AssertionError('a finished run is done again')
     rows = run_study(Study('toy', 'squares', make.squares, _not_again, ('squared',), None), out=old/'rows', seeds=2, bar=False).rows()
     assert [(r['number'], r['squared'], r['fasterprune']) for r in rows]==[('2', '4', '0.1.0'), ('3', '9', '0.1.0')]*2
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize('name', (old/'names.txt').read_text().split())
+def test_what_version_0_1_called_so_is_to_be_had(name):
+    "Code and pickles of version 0.1 ask for these: all public names of its modules, and private classes of what could be saved."
+    module,_,attr = name.rpartition('.')
+    assert getattr(importlib.import_module(f'fasterprune.{module}'), attr) is not None
