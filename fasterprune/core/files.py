@@ -34,7 +34,10 @@ def replacing(
     "Write a temporary file inside the context, which then replaces `path`; after an error `path` is as it was."
     temp = path.with_name(path.name + '.part')
     try:
+        temp.touch()
+        mode = (path if path.exists() else temp).stat().st_mode # safetensors gives a new file to its owner alone
         yield temp
+        temp.chmod(mode)
         os.replace(temp, path)
     finally: temp.unlink(missing_ok=True)
 

@@ -72,7 +72,8 @@ class Equivalence:
         calls = self.calls[read.weight]
         shared = read.bias is not None and self.found.uses[read.bias]!=len(calls) # someone else takes the bias, too
         const = torch.full_like(read.const, torch.nan)
-        if not shared and all((r.bias,r.padded)==(read.bias,read.padded) for r in calls):
+        def _way(r): return r.bias,r.padded,r.axes # transposed, a weight reads other units
+        if not shared and all(_way(r)==_way(read) for r in calls):
             consts = torch.stack([r.const for r in calls])
             const = torch.where((consts==consts[0]).all(0), consts[0], const)
         stuck = read.stuck | (const.isnan() & ~read.const.isnan())

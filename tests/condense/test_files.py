@@ -1,5 +1,5 @@
 "Files of small networks: what is in them comes back, and damage is noticed."
-import json, random
+import json, os, random
 from copy import deepcopy
 import pytest, torch
 from fastcore.test import test_fail as fails
@@ -75,3 +75,14 @@ def test_file_is_not_pickled(tmp_path):
     header = json.loads(data[8:8+n])
     assert json.loads(header['__metadata__']['blueprint'])['report']['params_after']==c.report.params_after
     assert len(data)==8+n+sum(v.numel()*v.element_size() for v in c.model.state_dict().values())
+
+@pytest.mark.skipif(os.name=='nt', reason='files have no modes')
+def test_a_file_may_be_read_by_whom_files_may_be_read(tmp_path):
+    "As any new file; one that is replaced keeps the mode that it had."
+    net,x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),torch.randn(2, 4)
+    (tmp_path/'plain').touch()
+    condensed = Condenser(net, x).condense()
+    path = condensed.save(tmp_path/'small.safetensors')
+    assert path.stat().st_mode==(tmp_path/'plain').stat().st_mode
+    path.chmod(0o640)
+    assert condensed.save(path).stat().st_mode & 0o777==0o640

@@ -218,3 +218,30 @@ def test_all_of_it_zero():
     c = Condenser(net, x).condense()
     with torch.no_grad(): assert torch.equal(c.model(c.inputs(x)), torch.full((4, 2), .5))
     assert c.report.params_after <= 1+1+2+2+2 # one unit in each layer, and one input
+
+# ---- what analysis got wrong once, or only a page tried
+
+@pytest.mark.parametrize('args', [dict(divisor_override=3), dict(divisor_override=None), dict(divisor_override=4)])
+@pytest.mark.parametrize('positional', [True, False])
+def test_a_pool_with_a_divisor_of_its_own_changes_constants(args, positional):
+    "Dead channels give out their bias; the mean of four equal numbers over another divisor is no such number."
+    def pool(x):
+        if positional: return F.avg_pool2d(x, 2, 2, 0, False, True, args['divisor_override'])
+        return F.avg_pool2d(x, 2, **args)
+    net = Model(lambda m, x: m.b(pool(m.a(x).sigmoid())), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 1)).double().eval()
+    with torch.no_grad(): net.a.weight[1:4] = 0
+    x = randn(2, 3, 8, 8)
+    c = Condenser(net, x).condense(verify=False) # what the analysis alone says has to be right
+    torch.testing.assert_close(c.model(x), net(x))
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('verify', [False, True])
+def test_a_weight_that_is_used_as_it_is_and_transposed(bias, verify):
+    "An encoder whose decoder is its transposed weight: hidden units that are dead go."
+    net = Model(lambda m, x: F.linear(m.a(x).relu(), m.a.weight.T), a=nn.Linear(6, 8, bias=bias)).double().eval()
+    zero(net.a, (1,4,5))
+    if bias: net.a.bias.data[[1,4,5]] = 0
+    x = randn(3, 6)
+    c = Condenser(net, x).condense(verify=verify)
+    torch.testing.assert_close(c.model(x), net(x))
+    assert len(c.model.a.weight)==5, c.report
