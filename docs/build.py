@@ -125,9 +125,19 @@ def process(nb):
     shown[page_path(nb).with_suffix('')] = {n.replace('\\', '').lower() for d in docs for n in re.findall(r'^#+ (.*)$', d, flags=re.MULTILINE)}
     return notebook
 
+def contents(folder):
+    "A list of the pages of a package, each with its promise."
+    lines = []
+    for nb in notebooks():
+        if folder not in nb.parents or nb==folder/'index.ipynb': continue
+        title,promise = re.match(r'# (.*)\n+> (.*)', read_nb(nbs/nb).cells[0].source).groups()
+        lines.append(f'- [{title}]({nb.relative_to(folder).as_posix()}): {promise}')
+    return '## Pages\n\n' + '\n'.join(lines)
+
 def write_page(nb, notebook):
     "The page of the processed notebook `nb`; gives its name for the table of contents."
     cells = list(convert(notebook.cells, nb))
+    if nb.name=='index.ipynb' and len(nb.parts)>1: cells.append(mk_cell(to_myst(contents(nb.parent), nb), 'markdown'))
     if nb.parts[0] in runnable: cells.insert(1, mk_cell(f'[Open in Colab]({colab}nbs/{nb.as_posix()})', 'markdown'))
     notebook.cells = cells
     notebook.metadata = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
