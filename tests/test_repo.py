@@ -118,6 +118,12 @@ def test_all_is_what_a_user_needs():
     assert space.keys()-{'__builtins__'}==set(names)
     assert not (bare := [n for n in names if isinstance(o := getattr(everything, n), (type, FunctionType)) and not o.__doc__]), f'without documentation: {bare}'
 
+@pytest.mark.parametrize('package', sorted(p.parent.name for p in (root/lib).glob('*/__init__.py')))
+def test_public_names_of_packages_are_documented(package):
+    module = import_module(f'{lib}.{package}')
+    bare = [n for n in getattr(module, '__all__', []) if isinstance(o := getattr(module, n), (type, FunctionType)) and not o.__doc__]
+    assert not bare, f'public names of {lib}.{package} without documentation: {bare}'
+
 no_torchvision = '''
 import sys
 class Block:

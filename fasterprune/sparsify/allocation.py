@@ -82,8 +82,13 @@ def most_dead(
     return group.n - min(min_units, group.n)
 
 # %% ../../nbs/sparsify/10_allocation.ipynb #774b5d52
-def local(groups, sparsity, most): return [([g],sparsity) for g in groups]
-def globally(groups, sparsity, most): return [(groups,sparsity)]
+def local(groups, sparsity, most):
+    "Units compete with those of their own group."
+    return [([g],sparsity) for g in groups]
+
+def globally(groups, sparsity, most):
+    "All units compete."
+    return [(groups,sparsity)]
 
 def erk(
     groups,         # `Groups`

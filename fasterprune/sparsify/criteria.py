@@ -33,7 +33,9 @@ class LayerInfo:
 Criterion = Callable[[Tensor, LayerInfo], Tensor]
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #7db09581
-def mean_score(total, n): return total/n
+def mean_score(total, n):
+    "The score of a unit is the mean of those of its weights."
+    return total/n
 
 def criterion(
     needs:str='',          # names of what it reads in the context, separated by spaces
@@ -47,7 +49,9 @@ def criterion(
         return f
     return _mark
 
-def needs_of(criterion): return getattr(criterion, 'needs', ())
+def needs_of(criterion):
+    "Names of what a criterion reads in its context."
+    return getattr(criterion, 'needs', ())
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #c1ce5b4e
 @criterion(pointwise=True)
@@ -137,8 +141,13 @@ def updating_movmag(weight:Tensor, context:LayerInfo) -> Tensor:
     return (weight*(weight-context.previous)).abs()
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #50bd5181
-def size_of_sum(total, n): return total.abs()
-def square_of_sum(total, n): return total**2
+def size_of_sum(total, n):
+    "The score of a unit is the size of the sum over its weights."
+    return total.abs()
+
+def square_of_sum(total, n):
+    "The score of a unit is the square of the sum over its weights."
+    return total**2
 
 @criterion(needs='gradient', unit=size_of_sum, comparable=True)
 def taylor(weight:Tensor, context:LayerInfo) -> Tensor:
