@@ -14,6 +14,8 @@ ifneq ($(wildcard ../shared/data),)
 export FASTERPRUNE_DATA := $(abspath ../shared/data)
 endif
 endif
+# What notebooks download, made from those data: fastai and the hub's client find it, and ask no network.
+offline = eval "$$($(BIN)/python docs/offline.py)";
 
 .PHONY: help install install-dev demo export outputs clean-nbs readme docs lint test test-long test-soak coverage bench build clean
 .DEFAULT_GOAL := help
@@ -32,7 +34,7 @@ export: install-dev  ## write fasterprune/*.py from the notebooks
 	$(BIN)/nbdev-export
 
 outputs: install-dev  ## run the notebooks and save their outputs, tidied; NB=condense/07_condenser for one of them
-	$(BIN)/python docs/outputs.py $(NB)
+	$(offline) $(BIN)/python docs/outputs.py $(NB)
 
 clean-nbs: install-dev  ## strip from the notebooks what should not be committed
 	$(BIN)/nbdev-clean
@@ -57,13 +59,15 @@ test: install-dev  ## every check in ten minutes: notebooks, export, style, floo
 	$(BIN)/python -m pytest -q tests/test_repo.py tests/test_house.py
 	@$(MAKE) --no-print-directory lint
 	$(say) 'notebooks: nbdev-test'
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	$(offline) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^(tutorials|howto|[_.].*)$$'
 	$(say) 'docs: the site builds without a warning'
 	$(BIN)/python docs/build.py
 	$(say) 'tests: pytest'
 	$(BIN)/python -m pytest -q -n 2 --durations 10 --ignore tests/test_repo.py --ignore tests/test_house.py tests
 
-test-long: install-dev  ## the matrices: hundreds of architectures, whole grids of options (half an hour)
+test-long: install-dev  ## tutorials, how-tos, and the matrices: hundreds of architectures, whole grids of options (half an hour)
+	$(say) 'tutorials and how-tos: nbdev-test'
+	@$(offline) for d in tutorials howto; do OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/$$d --n-workers 2 --timing || exit 1; done
 	$(say) 'tests that take long: pytest'
 	$(BIN)/python -m pytest -q -n 2 --long -m long --durations 20 tests
 
