@@ -7,14 +7,15 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
            'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
            'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
-           'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum',
-           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities',
-           'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest',
-           'kth_lowest', 'up_to', 'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
-           'contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
-           'get_context', 'make_pools', 'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of',
-           'MaskCallback', 'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback',
-           'restored', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
+           'weight_change_relative', 'updating_magnitude_increase', 'updating_movement', 'updating_movmag',
+           'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion',
+           'weighted', 'granularities', 'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m',
+           'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to', 'best_of_neighbors', 'Group', 'Groups',
+           'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity', 'dead_count', 'start_count',
+           'add_up', 'most_dead', 'local', 'globally', 'erk', 'get_context', 'make_pools', 'MaskState', 'Sparsifier',
+           'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles',
+           'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity', 'Ticket',
+           'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
 from .schedules import Schedule, ScheduleFamily, agp, cosine, dense_sparse_dense, get_schedule
@@ -24,6 +25,7 @@ from .criteria import lamp, large_final, large_init, large_init_large_final, lar
 from .criteria import magnitude_increase, mean_score, movement, movmag, needs_of, size_of_sum
 from .criteria import small_final, small_init, small_init_small_final, square_of_sum, squared_final
 from .criteria import taylor, updating_magnitude_increase, updating_movement, updating_movmag, wanda
+from .criteria import weight_change_relative
 from .granularity import Granularity, axes, best_of_neighbors, block, by_output, get_granularity
 from .granularity import granularities, has_numpy, in_axes, kth_lowest, lowest, n_of_m, up_to
 from .granularity import weighted
@@ -47,7 +49,8 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
     'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
     'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
-    'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor',
+    'weight_change_relative', 'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum',
+    'square_of_sum', 'taylor',
     'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes', 'in_axes',
     'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to',
     'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity',

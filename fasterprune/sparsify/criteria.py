@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion', 'needs_of', 'large_final', 'squared_final',
            'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final', 'small_init_small_final',
-           'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase', 'updating_movement',
-           'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale',
-           'get_criterion']
+           'magnitude_increase', 'movement', 'movmag', 'weight_change_relative', 'updating_magnitude_increase',
+           'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
+           'large_scaled', 'bn_scale', 'get_criterion']
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #11422c94
 from dataclasses import dataclass
@@ -124,6 +124,11 @@ def movmag(weight:Tensor, context:LayerInfo) -> Tensor:
     "Keep those that are large and moved far."
     return (weight*(weight-context.initial)).abs()
 
+@criterion(needs='initial')
+def weight_change_relative(weight:Tensor, context:LayerInfo) -> Tensor:
+    "Keep those that moved far, compared with how large they began."
+    return (weight-context.initial).abs()/(context.initial.abs()+1e-6) # for those that began at 0
+
 # %% ../../nbs/sparsify/02_criteria.ipynb #39145b5f
 @criterion(needs='previous')
 def updating_magnitude_increase(weight:Tensor, context:LayerInfo) -> Tensor:
@@ -177,8 +182,8 @@ def bn_scale(weight:Tensor, context:LayerInfo) -> Tensor:
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #2838126e
 criteria = {f.__name__:f for f in (large_final, squared_final, small_final, random, lamp, large_init, small_init,
-    large_init_large_final, small_init_small_final, magnitude_increase, movement, movmag, updating_magnitude_increase,
-    updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
+    large_init_large_final, small_init_small_final, magnitude_increase, movement, movmag, weight_change_relative,
+    updating_magnitude_increase, updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #614b4070
 def get_criterion(

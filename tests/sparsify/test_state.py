@@ -1,12 +1,12 @@
 "What decides masks is one object: saved and loaded, a sparsifier goes on to the bit."
-import io
+import io, random
 from copy import deepcopy
 import pytest, torch
-from fastai.basics import set_seed
+from fastai.basics import Callback, CancelFitException, set_seed
 from torch import nn
 from fasterprune.all import *
 from fasterprune.sparsify.criteria import criteria, needs_of
-from support.sparsity import cnn, mlp
+from support.sparsity import cnn, fit, learner, mlp
 
 def step(sp, x, i):
     "A step of a training by noise, with what the criterion has to be told."
@@ -56,6 +56,42 @@ def check(build, shape, granularity, context, criterion, **kwargs):
 def test_every_criterion_goes_on(criterion, granularity):
     if criterion=='bn_scale' and granularity=='weight': pytest.skip('single weights have no scale')
     check(cnn, (3,8,8), granularity, 'global', criterion)
+
+class Seeded(Callback):
+    "An epoch of the same number has the same batches."
+    def before_epoch(self):
+        set_seed(self.epoch)
+        self.dls.train.rng = random.Random(self.epoch)
+
+class SaveAndStop(Callback):
+    "Keep the state after two epochs."
+    def after_epoch(self):
+        if self.epoch!=1: return
+        self.state = saved(self.learn.sparsify.sparsifier.state_dict())
+        raise CancelFitException
+
+class Load(Callback):
+    "Put a state in the sparsifier that the callback has just made."
+    order = SparsifyCallback.order+1
+    def __init__(self, state): self.state = state
+    def before_batch(self):
+        if self.state is not None: self.learn.sparsify.sparsifier.load_state_dict(self.state)
+        self.state = None
+
+@pytest.mark.parametrize('criterion', ['large_final','movement','updating_movement','weight_change_relative','fisher','wanda'])
+def test_a_fit_goes_on(criterion, tmp_path):
+    "Saved in the middle of a fit and resumed in another Learner, weights and zeros are those of the fit that was not interrupted."
+    def _fit(learn, *cbs, **kwargs): return fit(learn, 4, SparsifyCallback(.8, criterion=criterion), Seeded(), *cbs, **kwargs)
+    def _learner():
+        set_seed(0)
+        return learner(path=tmp_path)
+    whole,stop = _fit(_learner()),SaveAndStop()
+    _fit(_learner(), stop).save('half')
+    rest = _learner()
+    rest.create_opt()
+    rest.load('half')
+    _fit(rest, Load(stop.state), start_epoch=2)
+    for n,w in whole.model.state_dict().items(): assert torch.equal(w, rest.model.state_dict()[n]), n
 
 @pytest.mark.parametrize('context', ['local','erk'])
 @pytest.mark.parametrize('kwargs', [dict(), dict(round_to=4), dict(min_units=3)], ids=str)

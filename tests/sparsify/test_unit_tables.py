@@ -168,8 +168,9 @@ def test_criteria_are_their_formulas():
     size,began,was = w.abs(),o.abs(),p.abs()
     formulas = dict(large_final=size, squared_final=w*w, small_final=-size, large_init=began, small_init=-began,
         large_init_large_final=torch.minimum(size, began), small_init_small_final=-torch.maximum(size, began), magnitude_increase=size-began,
-        movement=(w-o).abs(), movmag=size*(w-o).abs(), updating_magnitude_increase=size-was, updating_movement=(w-p).abs(),
-        updating_movmag=size*(w-p).abs(), taylor=w*g, fisher=w*g, wanda=size*c.input_norm, large_scaled=size*c.input_scale, bn_scale=c.norm_scale.expand(6, 4),
+        movement=(w-o).abs(), movmag=size*(w-o).abs(), weight_change_relative=(w-o).abs()/(began+1e-6),
+        updating_magnitude_increase=size-was, updating_movement=(w-p).abs(), updating_movmag=size*(w-p).abs(),
+        taylor=w*g, fisher=w*g, wanda=size*c.input_norm, large_scaled=size*c.input_scale, bn_scale=c.norm_scale.expand(6, 4),
         lamp=torch.tensor([[float(v*v/(w*w)[w*w>=v*v].sum()) for v in row] for row in w]).double())
     assert formulas.keys()==criteria.keys()-{'random'}
     for name,formula in formulas.items(): assert torch.allclose(criteria[name](w, c).double(), formula, atol=1e-6), name
