@@ -1012,6 +1012,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fasterprune/graph/ops/norms.py'),
                                              'fasterprune.graph.ops.norms._note_mean': ( 'graph/ops/norms.html#_note_mean',
                                                                                          'fasterprune/graph/ops/norms.py'),
+                                             'fasterprune.graph.ops.norms._renorm': ( 'graph/ops/norms.html#_renorm',
+                                                                                      'fasterprune/graph/ops/norms.py'),
                                              'fasterprune.graph.ops.norms._rms_norm': ( 'graph/ops/norms.html#_rms_norm',
                                                                                         'fasterprune/graph/ops/norms.py'),
                                              'fasterprune.graph.ops.norms.machine_eps': ( 'graph/ops/norms.html#machine_eps',

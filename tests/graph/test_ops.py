@@ -92,6 +92,8 @@ parts = dict(chunk=lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), halves_multiplie
     bicubic=lambda x: F.interpolate(x, size=7, mode='bicubic', align_corners=True), area=lambda x: F.interpolate(x, size=4, mode='area'))
 numbers = dict(add=lambda x: x + x.sigmoid(), add_number=lambda x: x.add(1, alpha=3), sub=lambda x: 1 - x, sub_tensors=lambda x: x.cos() - x,
     mul=lambda x: x*x.sigmoid(), div=lambda x: x/(x.abs()+1), div_number=lambda x: x/3, maximum=lambda x: torch.maximum(x, -x/2),
+    logaddexp=lambda x: torch.logaddexp(x, x.cos()), logaddexp2=lambda x: torch.logaddexp2(x, -x), renorm=lambda x: x.renorm(2, 1, .5),
+    renorm_in_space=lambda x: x.renorm(1, 1, .5).amax(3),
     where=lambda x: torch.where(x>0, x, x/4-.1), gate=lambda x: x*x.mean((2,3), keepdim=True).sigmoid(),
     divided_by_sum=lambda x: x/(x.abs().sum((2,3), keepdim=True) + 1), mean=lambda x: x.mean((2,3)), mean_keepdim=lambda x: x.mean(3, keepdim=True),
     amax=lambda x: x.amax((2,3)), amin=lambda x: x.amin(-1), max=lambda x: x.max(3)[0], std=lambda x: x.std((2,3)), var=lambda x: x.var(2, unbiased=False),
@@ -133,7 +135,7 @@ tokens = dict(linear=nn.Linear(8, 6), first=lambda x: x[:,0], mean=lambda x: x.m
 ops |= {f'{n}_of_vectors':f for n,f in vectors.items()} | {f'{n}_of_tokens':f for n,f in tokens.items()}
 
 # what `around` should know of them: where constants are none behind them, where they need one carrier or one in each group
-no_constants = 'stack cat_others_in_space unbind divided_by_sum l2 softmax_in_space cumsum position linear_in_space class_token_of_tokens'.split()
+no_constants = 'stack cat_others_in_space unbind divided_by_sum l2 softmax_in_space renorm renorm_in_space cumsum position linear_in_space class_token_of_tokens'.split()
 bare = 'matmul matmul_left bmm einsum functional_linear functional_conv matmul_of_vectors'.split() # there is no bias
 knows = dict.fromkeys(no_constants, dict(dead=())) | dict.fromkeys(['shuffle_pairs','group_norm'], dict(dead=(0,1), unread=(6,7)))
 knows |= dict.fromkeys([*bare, 'transposed_conv', 'transposed_conv1d', 'transposed_conv3d'], dict(keep=5))

@@ -22,7 +22,8 @@ adds_nothing = dict( # of the layer `a` of a model and its input
     gram=lambda a, x: (F.normalize(a(x)[:,None], dim=-1)@F.normalize(a(x)[:,:,None], dim=1)).flatten(1),
     distance=lambda a, x: torch.cdist(a(x)[:,None], a(x.flip(1))[:,None]).flatten(1), vecdot=lambda a, x: torch.linalg.vecdot(a(x), a(x.cos()))[:,None],
     inner=lambda a, x: torch.einsum('bi,bi->b', a(x), a(x.cos()))[:,None], product=lambda a, x: (a(x)+1).prod(1, keepdim=True),
-    count=lambda a, x: a(x).count_nonzero(1)[:,None]*x[:,:1])
+    count=lambda a, x: a(x).count_nonzero(1)[:,None]*x[:,:1], renorm=lambda a, x: a(x).renorm(2, 0, .5),
+    renorm_largest=lambda a, x: a(x).renorm(torch.inf, -2, .5))
 
 @pytest.mark.parametrize('name', adds_nothing)
 def test_what_is_zero_adds_nothing_to_a_reduction_over_units(name):
@@ -44,6 +45,20 @@ def test_a_constant_that_is_not_zero_stays_in_a_sum_over_units():
     net = Model(lambda m, x: m.a(x).relu().sum(1, keepdim=True), a=zero(nn.Linear(5, 8), (1,4,6))).double().eval()
     net.a.bias.data[[1,4,6]] = torch.tensor([.5,-.5,0.]).double()
     assert len(condensed(net, randn(2, 5)).model.a.weight)==6
+
+@pytest.mark.parametrize('dim,of_zero,of_constant', [(0,7,8), (1,7,8), (2,5,6)])
+def test_channels_with_a_limit_to_their_norm(dim, of_zero, of_constant):
+    "Normed together, for each item or position, channels stay that are not 0, read or not; normed one by one, those go that nobody reads."
+    net = Model(lambda m, x: m.b(m.a(x).renorm(2, dim, .5)), a=dead(nn.Linear(5, 8), (1,)), b=zero(nn.Linear(8, 3), cols=(6,7))).double().eval()
+    assert len(condensed(net, randn(2, 4, 5)).model.a.weight)==of_zero
+    net.a.bias.data[1] = .5
+    c = condensed(net, randn(2, 4, 5))
+    assert len(c.model.a.weight)==of_constant and (dim==2 or any('normed over channels by renorm' in k['reason'] for k in c.report.kept)), c.report
+
+def test_weights_with_a_limit_to_their_norm_stay_whole_and_are_named():
+    net = Model(lambda m, x: m.c(F.linear(m.b(x), m.a.weight.renorm(2, 0, .5))), a=dead(nn.Linear(8, 8), (1,)), b=dead(nn.Linear(5, 8), (2,)), c=nn.Linear(8, 3))
+    c = condensed(net.double().eval(), randn(2, 5))
+    assert len(c.model.a.weight)==8 and any('renorm' in k['reason'] for k in c.report.kept), c.report
 
 # ---- what is no batch
 

@@ -14,7 +14,7 @@ from torch import nn
 from fasterprune.graph.facts import Norm, Size
 from fasterprune.graph.ops.layers import bias_of
 from fasterprune.graph.rules import barrier, place, rule
-from fasterprune.graph.values import AbstractValue, Param, rows_of, spread
+from fasterprune.graph.values import AbstractValue, Param, distinct, rows_of, spread, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/02_norms.ipynb #90349171
 def _affine(graph, x, weight, bias, dim):
@@ -151,3 +151,14 @@ def _rms_norm(graph, op, x, shape, weight=None, eps=None):
 @rule('group_norm')
 def _group_norm(graph, op, x, groups, weight=None, bias=None, eps=1e-5, *args):
     return norm_over(graph, op, x, weight, bias, 1, eps, groups=groups)
+
+# %% ../../../nbs/graph/ops/02_norms.ipynb #28130170
+@rule('renorm')
+def _renorm(graph, op, x, power, dim, largest):
+    x = graph.signal(x)
+    together = [d for d in x.unit_dims if d!=dim%len(x.shape)] # along which units are normed together
+    if len(together)>1 or together and len(x.unit_dims)>1: return barrier(graph, op, x, why='over several dimensions')
+    if together:
+        ids,const = graph.along(x, together[0])
+        graph.pin(ids[const!=0], f'normed over channels by renorm in {place(op)}')
+    return AbstractValue(x.ids, zero_or_unknown(distinct(x.const)==0).expand(x.shape))

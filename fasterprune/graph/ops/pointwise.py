@@ -109,7 +109,7 @@ _pointwise_ops = '''
     bitwise_not positive negative
     clip absolute float_power exp2 maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign
     xlogy logical_and logical_or
-    logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract'''.split()
+    logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract logaddexp logaddexp2'''.split()
 _operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_xor') # as Python's operators are called
 
 @rule(*_pointwise_ops, *_operators)
