@@ -65,7 +65,7 @@ class InputFeatures:
     def __init__(self,
         model:nn.Module,    # the network; not changed
         sample,             # an input, a tuple of inputs, or a dict by keywords, as `model` takes them; batch first
-        granularity='auto', # what a feature is; 'auto': what a Linear layer, convolution or table reads
+        granularity='auto', # what a feature is; 'auto': what the first layer or table reads
         columns:list=None   # of a table, as `table_columns` gives them; `None`: each column by itself
     ):
         kind,sizes = _parse(granularity)
@@ -127,15 +127,16 @@ class InputFeatures:
         self.granularity = {'auto':'column' if self.table else 'channel' if conv else 'feature'}.get(kind, granularity)
         self.masks = not apart or bool(blocked or grouped or not self.readers)
         if kind=='feature' and conv: raise ValueError("granularity 'feature', but the input is read by a convolution "
-            f"({conv[0]!r}): its features are of granularity 'channel'")
+            f"({conv[0]!r}): its features are of granularity 'channel', which 'auto' finds")
         if not self.masks: return
         if kind in _places and not self.table: self.readers = {} # a mask needs nothing of the network
         elif grouped: raise ValueError(f'layer {grouped[0]!r} reads the input in groups, of which each has to keep '
             'the same channels: inputs cannot be pruned; put a layer without groups in front of it')
         elif not apart: raise ValueError(f'granularity {kind!r}, but the input is read by '
-            f"{next(iter(self.readers.values())).layer!r}, which does not tell channels apart: take 'feature'")
-        else: raise ValueError('the inputs cannot be pruned: only those that a Linear layer or convolution reads can '
-            'be, '
+            f"{next(iter(self.readers.values())).layer!r}, which reads several of them through the same weights: take "
+            "'auto'")
+        else: raise ValueError('the inputs cannot be pruned: only those that a Linear or recurrent layer or a '
+            'convolution reads can be, '
             + (f'and one is {blocked[0]}' if blocked else f'and none does in {type(self.model).__name__}')
             + "; images and sequences can be masked: take 'pixel', 'row', 'patch(4,4)' or 'window(25)'")
 
@@ -178,7 +179,7 @@ class InputFeatures:
         return {w:at for w,at in changed.items() if not isinstance(at, slice)}
 
     def __repr__(self):
-        readers = ', '.join(repr(r.layer) for r in self.readers.values())
+        readers = ', '.join(dict.fromkeys(repr(r.layer) for r in self.readers.values())) # both ways are one layer
         how = 'masked, for the network cannot shrink by them' if self.masks else f'read by {readers}'
         return f'{self.n} features of granularity {self.granularity!r}, {how}'
 

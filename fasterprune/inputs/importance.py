@@ -9,7 +9,7 @@ __all__ = ['input_criteria', 'RunningScale', 'gradient_input', 'get_input_criter
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from fastai.basics import noop
 
 from ..core.batches import as_tuple, feed
@@ -103,7 +103,7 @@ class FeatureImportance:
         f = self.features
         if not f.masks:
             readers = {w:f.model.get_submodule(r.layer) for w,r in f.readers.items()}
-            self.unwatch = watch_pass(f.model, readers, partial(_report_to, self.scales))
+            self.unwatch = watch_pass(f.model, readers, partial(_report_to, self.scales, f.params))
             return
         for i,x in enumerate(xs):
             if isinstance(x, Tensor) and x.is_floating_point():
@@ -189,8 +189,9 @@ class FeatureImportance:
             if at is None: self.scales.pop(w, None)
             elif w in self.scales: self.scales[w] = self.scales[w].apply_slicing(at)
 
-def _report_to(scales, name, module, xs):
-    "Give what a layer gets to its `RunningScale`, as rows and columns: a column for each channel of a convolution."
+def _report_to(scales, params, name, module, xs):
+    """Give what a layer gets to its `RunningScale`, as rows and columns: a column for each channel of a convolution,
+    else for each number in the last dimension, as a Linear or recurrent layer reads it."""
     x = xs[0].detach()
-    rows = (x if isinstance(module, nn.Linear) else x.movedim(1, -1)).flatten(0, -2)
+    rows = (x.movedim(1, -1) if params[name].ndim>2 else x).flatten(0, -2)
     scales.setdefault(name, RunningScale()).update(rows)

@@ -26,6 +26,24 @@ def fit(learn, n, *cbs, **kwargs):
 
 def unread(layer, dims): return int((layer.weight==0).all(dims).sum())
 
+class Recurrent(nn.Module):
+    "A recurrent layer reads the columns of a series, as (items, steps, columns); `steps_first` turns it round."
+    def __init__(self, kind=nn.LSTM, columns=6, steps_first=False, **kwargs):
+        super().__init__()
+        self.rnn = kind(columns, 8, batch_first=not steps_first, **kwargs)
+        self.steps_first,self.head = steps_first,nn.Linear(16 if kwargs.get('bidirectional') else 8, 2)
+    def forward(self, x):
+        y = self.rnn(x.transpose(0, 1) if self.steps_first else x)[0]
+        return self.head(y[-1] if self.steps_first else y[:,-1])
+
+class Permute(nn.Module):
+    def __init__(self, *dims):
+        super().__init__()
+        self.dims = dims
+    def forward(self, x): return x.permute(self.dims)
+
+def video(*dims, n): return nn.Sequential(Permute(*dims), nn.Conv3d(n, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2))
+
 kinds = dict( # network, shape of an item, number of features
     vector=(lambda: nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)), (20,), 20),
     pixels=(lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 2)), (3,4,4), 48),
@@ -33,7 +51,8 @@ kinds = dict( # network, shape of an item, number of features
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), (8,5,5), 8),
     sequence=(lambda: nn.Sequential(nn.Conv1d(12, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten(),
         nn.Linear(8, 2)), (12,30), 12),
-    steps=(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(40, 2)), (5,6), 6))
+    steps=(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten(), nn.Linear(40, 2)), (5,6), 6),
+    series=(Recurrent, (10,6), 6), frames=(lambda: video(0, 1, 3, 4, 2, n=8), (8,3,5,5), 8))
 
 @pytest.mark.parametrize('s', (.1, .33, .5, .8))
 @pytest.mark.parametrize('kind', kinds)
@@ -90,12 +109,12 @@ def test_constant_inputs_go_first(kind, value):
     make,shape,n = kinds[kind]
     x,net = torch.randn(64, *shape),make()
     k = n//3
-    first = next(m for m in net if hasattr(m, 'weight'))
-    dim = -1 if kind=='steps' else 1
+    first = next(p for p in net.parameters() if p.ndim>1)
+    dim = -1 if kind in ('steps','series') else 1
     constant = torch.randperm(n)[:k]
     if kind=='pixels': x.view(64, -1)[:,constant] = value
     else: x.index_fill_(dim, constant, value)
-    with torch.no_grad(): first.weight[:,constant] *= 100
+    with torch.no_grad(): first[:,constant] *= 100
     cb = InputPruneCallback(k/n)
     fit(learner(net, x), 1, cb)
     assert not set(cb.kept.tolist()) & set(constant.tolist()) and len(cb.kept)==n-k
@@ -215,7 +234,10 @@ others = { # network, shape of an item, granularity, number of features, are the
     'pixels of an MLP':(mlp, (3,8,8), 'pixel', 64, False), 'patches of an MLP':(mlp, (3,8,8), 'patch(4,2)', 8, False), 'rows of an MLP':(mlp, (3,8,8), 'row', 8, False),
     'colors of an MLP':(mlp, (3,8,8), 'channel', 3, False), 'pixels':(conv, (3,8,8), 'pixel', 64, True), 'rows':(conv, (3,8,8), 'row', 8, True),
     'columns':(conv, (3,8,8), 'column', 8, True), 'patches':(conv, (3,8,8), 'patch(3,3)', 9, True), 'windows':(wave, (4,30), 'window(7)', 5, True),
-    'electrodes':(wave, (4,30), 'channel', 4, False), 'electrodes of a transformer':(Attend, (10,6), 'auto', 6, False), 'windows of a transformer':(Attend, (10,6), 'window(3)', 4, True)}
+    'electrodes':(wave, (4,30), 'channel', 4, False), 'electrodes of a transformer':(Attend, (10,6), 'auto', 6, False), 'windows of a transformer':(Attend, (10,6), 'window(3)', 4, True),
+    'columns of a square series':(Recurrent, (6,6), 'auto', 6, False), 'windows of a series':(Recurrent, (10,6), 'window(3)', 4, True),
+    'frames of a clip':(lambda: video(0, 1, 3, 4, 2, n=8), (8,3,5,5), 'channel', 8, False),
+    'colors of a clip':(lambda: video(0, 2, 1, 3, 4, n=3), (8,3,5,5), 'auto', 3, False)}
 
 @pytest.mark.parametrize('kind', others)
 def test_features_of_each_kind(kind):
@@ -257,6 +279,42 @@ def test_criteria(criterion):
     fit(learn, 6, cb)
     assert len(cb.kept)==4==int((learn.model[0].weight!=0).any(0).sum()) and cb.sparsifier.deaths[0]==3
     if criterion!='random': assert cb.kept.tolist()==[10,11,12,13]
+
+recurrent = [dict(), dict(kind=nn.GRU), dict(kind=nn.RNN), dict(bidirectional=True), dict(num_layers=2), dict(bias=False), dict(steps_first=True)]
+
+def informed(make, x, at, dim):
+    "What is kept of data whose class is told by the features `at` of dimension `dim`, and the Learner that found it."
+    ds = list(zip(x, (x.index_select(dim, torch.tensor(at)).flatten(1).mean(1)>0).long()))
+    learn,cb = Learner(DataLoaders.from_dsets(ds, ds[:64], bs=16, num_workers=0, device='cpu'), make(), loss_func=CrossEntropyLossFlat()),InputPruneCallback(.5)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(8, 1e-2, cbs=cb)
+    return cb.kept.tolist(),learn
+
+@pytest.mark.parametrize('steps', [6, 9])
+@pytest.mark.parametrize('kwargs', recurrent, ids=str)
+def test_the_columns_of_a_series_that_matter_are_found(kwargs, steps):
+    "Also where there are as many steps as columns: the scale is that of columns, not of steps. Magnitude alone keeps what hardly varies."
+    x = torch.randn(256, steps, 6)
+    x[...,[1,3]] = 1 + 1e-4*torch.randn(256, steps, 2)
+    def _make():
+        net = Recurrent(**kwargs)
+        with torch.no_grad():
+            for n,p in net.rnn.named_parameters():
+                if 'weight_ih_l0' in n: p[:,[1,3]] *= 100
+        return net
+    x[...,4] *= .1
+    kept,learn = informed(_make, x, [0,2,5], dim=2)
+    assert kept==[0,2,5]
+    small = learn.condense()
+    assert small.model.rnn.input_size==3 and small.dls.one_batch()[0].shape==(16,steps,3)
+    assert float((small.model.eval()(x[...,kept])-learn.model.eval()(x)).detach().abs().max()) <= 1e-5
+
+def test_the_frames_of_a_clip_that_matter_are_found():
+    x = torch.randn(256, 8, 3, 5, 5)
+    x[:,[1,2,4,6]] += torch.randn(256, 1, 1, 1, 1)
+    kept,learn = informed(lambda: video(0, 1, 3, 4, 2, n=8), x, [1,2,4,6], dim=1)
+    assert kept==[1,2,4,6]
+    small = learn.condense()
+    assert small.model[1].in_channels==4 and small.dls.one_batch()[0].shape==(16,4,3,5,5)
 
 def test_ties_are_broken_the_same_way():
     for _ in range(2):
