@@ -1,192 +1,125 @@
-"""Build the site: nbdev's own processing of the notebooks, its dialect turned into MyST, Sphinx on the result.
+"""Build the site: each notebook a page (convert.py), the pages in groups, Sphinx on the result.
+
+    python docs/build.py                   # all of it; any warning is a fault
+    python docs/build.py sparsify/criteria reference  # these pages or folders alone, for a quick look: links to others lead nowhere
 
 `nbdev-docs` and `nbdev-proc-nbs` would want Quarto; the processors behind them do not, so they are called here."""
-import ast, os, re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 
-from fastcore.nbio import mk_cell, read_nb, write_nb
-from fastcore.xtras import working_directory
-from nbdev.frontmatter import FrontmatterProc
-from nbdev.processors import FilterDefaults, exec_show_docs, insert_warning
 from fasterprune import _modidx
-from readme import callouts, drop_attrs, root, settings
+from convert import blob, cfg, colab, here, nbs, out, page_path, pages, process, root, title_of, write_page
 
-cfg = settings()
-nbs,pages,out = root/'nbs',root/'docs'/'_proc',root/'docs'/'_build'
-here = 'https://site.invalid/'  # stands for this site until the links are made relative
-blob = f'{cfg["git_url"]}/blob/{cfg["branch"]}/'
-colab = blob.replace('https://github.com/', 'https://colab.research.google.com/github/')
-runnable = 'tutorials','howto','explain','papers' # folders of pages that are opened in Colab
-shown = {}  # page: the symbols that have a heading there
-captions = {'': 'fasterprune', 'howto': 'How to', 'explain': 'Explained', 'papers': 'Papers', 'sparsify': 'Sparsify', 'condense': 'Condense', 'inputs': 'Inputs',
-    'learner': 'Learner', 'graph': 'Graph', 'core': 'Core', 'studies': 'Studies', 'eeg': 'EEG'}
+# The groups of the site in the order of the sidebar: a page, or a folder with an index and its pages.
+groups = 'getting_started', 'tutorials', 'howto', 'coming_from', 'explain', 'papers', 'benchmarks', 'reference', 'developers'
+tasks = dict(zeros='Zeros', criteria='What matters', condensing='Taking out', inputs='Inputs', reports='Reports', files='Files', data='Data')
+packages = 'sparsify', 'condense', 'inputs', 'learner', 'graph', 'core', 'studies', 'eeg'
+programs = 'all', 'demo', 'moved' # single modules, with the developers' pages
+project = dict(changelog='CHANGELOG.md', contributing='CONTRIBUTING.md')
+in_colab = 'index', 'getting_started', 'tutorials', 'howto', 'coming_from', 'explain', 'papers', 'benchmarks' # what is opened there
 
-class RunExports(exec_show_docs):
-    "Run only what `show_doc` needs, exported cells and cells of imports; the outputs that the author saved stay."
-    def __call__(self, cell):
-        if cell.cell_type!='code': return
-        show,saved = 'show_doc(' in cell.source,cell.get('outputs', [])
-        def _imports(): return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in cell.parsed_() or [])
-        if show or {'export', 'exports', 'exporti'} & cell.directives_.keys() or _imports(): super().__call__(cell)
-        if not show: cell.outputs = saved
+only = tuple(sys.argv[1:]) if __name__=='__main__' else () # the pages that are wanted, by the beginnings of their names; all if empty
 
-class Pages(FilterDefaults):
-    "nbdev's processors, less those that write what only Quarto reads."
-    def base_procs(self):
-        procs = [p for p in super().base_procs() if p not in (FrontmatterProc, insert_warning)]
-        return [RunExports if p is exec_show_docs else p for p in procs]
-
-def page_path(path):
-    "The page of a notebook, as nbdev names it in its index of symbols: lower case, without the number."
-    return path.with_name(re.sub(r'^\d+[a-z0-9]*_', '', path.name.lower()))
+def _top(nb): return nb.parts[0] if len(nb.parts)>1 else name_of(nb)
+def name_of(nb): return page_path(nb).with_suffix('').as_posix()
 
 def notebooks():
-    "All notebooks in reading order: by folder as in `captions`, by number, by name."
+    "All notebooks in reading order: by folder, by number, by name."
     found = [p.relative_to(nbs) for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts)]
-    order = list(captions)
-    def _key(p): return order.index(p.parts[0] if len(p.parts)>1 else ''), p.stem!='index', str(p)
-    unknown = {p.parts[0] for p in found if len(p.parts)>1} - captions.keys()
-    if unknown: sys.exit(f'docs/build.py: give these folders of nbs/ a caption: {", ".join(sorted(unknown))}')
+    if only: found = [p for p in found if p.stem=='index' and len(p.parts)<3 or name_of(p).startswith(only)]
+    order = ['index', *groups, *packages, *programs]
+    unknown = sorted({_top(p) for p in found} - {*order})
+    if unknown: sys.exit(f'docs/build.py: these pages of nbs/ are in no group: {", ".join(unknown)}')
+    def _key(p):
+        task = p.parts[1] if p.parts[0]=='reference' and len(p.parts)>2 else ''
+        return order.index(_top(p)),p.stem!='index',[*tasks].index(task) if task in tasks else -1,str(p)
     return sorted(found, key=_key)
 
-def link(target, nb):
-    "Where a link in notebook `nb` leads in the site: another page, or the file in the repository."
-    target,_,anchor = target.partition('#')
-    anchor = f'#{anchor}' if anchor else ''
-    if target.startswith(here):
-        page = Path(target.removeprefix(here))
-        while anchor and anchor[1:] not in shown.get(page.with_suffix(''), ()): anchor = anchor.rpartition('.')[0]
-        anchor = anchor.replace('.', '')
-    elif not target or re.match(r'[a-z]+:', target): return target+anchor
-    else:
-        page = Path(os.path.normpath(Path('nbs')/nb.parent/target))
-        if page.parts[0]!='nbs': return blob + page.as_posix() + anchor
-        if page.suffix not in ('.ipynb', '.html'): return target
-        page = page_path(page.relative_to('nbs'))
-    return os.path.relpath(page.with_suffix('.ipynb'), nb.parent) + anchor
+def children(nb):
+    "The pages that stand below an index in the sidebar: pairs of a heading and notebooks."
+    if nb==Path('developers/index.ipynb'):
+        return [('Packages', [Path(p)/'index.ipynb' for p in packages]), ('Modules', [o for o in notebooks() if _top(o) in programs])]
+    below = [o for o in notebooks() if nb.parent in o.parents and o!=nb]
+    if nb.parent!=Path('reference'): return [('', below)]
+    unknown = {o.parts[1] for o in below} - tasks.keys()
+    if unknown: sys.exit(f'docs/build.py: give these folders of nbs/reference a title: {", ".join(sorted(unknown))}')
+    return [(title, [o for o in below if o.parts[1]==task]) for task,title in tasks.items() if any(o.parts[1]==task for o in below)]
 
-def _admonition(kind, title, body): return f':::{{admonition}} {title}\n:class: {kind}\n{body}\n:::'
+def _toctree(names): return '```{toctree}\n:hidden:\n:maxdepth: 1\n\n' + '\n'.join(names) + '\n```'
 
-def links(md, nb):
-    "`md` with each link outside of fenced code made one within the site."
-    parts = re.split(r'(^```[\s\S]*?^```[ \t]*$)', md, flags=re.MULTILINE)
-    def _f(s): return re.sub(r'(\]\()([^)\s]+)(\))', lambda m: m[1] + link(m[2], nb) + m[3], s)
-    return ''.join(_f(p) if i%2==0 else p for i,p in enumerate(parts))
+def contents(nb):
+    "The pages below an index, each with its promise, and the table of contents for the sidebar."
+    def _line(o):
+        title,promise = title_of(o)
+        return f'- [{title}]({os.path.relpath(o, nb.parent)}): {promise}'
+    parts = [f'## {title}\n\n'*bool(title) + '\n'.join(map(_line, below)) for title,below in children(nb)]
+    names = [os.path.relpath(name_of(o), page_path(nb).parent) for _,below in children(nb) for o in below]
+    if nb.parts[0] in packages: parts[0] = '## Pages\n\n' + parts[0]
+    return '\n\n'.join([*parts, _toctree(names)])
 
-def to_myst(md, nb):
-    "What an author wrote in notebook `nb`, as MyST reads it."
-    return links(drop_attrs(callouts(md, _admonition)), nb)
+def home():
+    "The table of contents of the whole site."
+    first = {}
+    for nb in notebooks(): first.setdefault(_top(nb), name_of(nb))
+    return _toctree([first[g] for g in groups if g in first] + [*project])
 
-def show_doc_md(md, level):
-    "What `show_doc` printed: the heading first, one level below its section; then the link to the source; names without `__main__`."
-    md = md.replace('__main__.', '').replace(')->None:', '):').removeprefix('---\n\n')
-    src = re.match(r'\[source\]\(([^)]*?)(?:#LNone)?\)\{[^}]*\}\n\n', md)
-    title,body = re.match(r'#+ (.*)\n\n([\s\S]*)', md[src.end() if src else 0:]).groups()
-    title = title.replace('\\', '')
-    body = re.sub(r'\b(?:[a-z_]\w*\.){2,}([A-Z]\w*)', r'\1', body)  # `torch.nn.modules.module.Module` is `Module` to a reader
-    return f'{"#"*level} `{title}`\n\n' + (f'[source]({src[1]}){{.source}}\n\n' if src else '') + body
+def behind_title(nb):
+    "A link to the notebook in Colab, where a page is made to be run."
+    return f'[Open in Colab]({colab}nbs/{nb.as_posix()}){{.colab}}' if _top(nb) in in_colab and nb.stem!='index' else ''
 
-def options(cell):
-    "The Quarto options of a code cell, which are taken out of it."
-    found = dict(re.findall(r'^#\| *([\w-]+) *:? *(.*)$', cell.source, flags=re.MULTILINE))
-    cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.MULTILINE).strip()
-    return found
-
-def convert(cells, nb):
-    "The cells of a processed notebook, for myst-nb."
-    level = 1
-    for c in cells:
-        if c.cell_type=='raw' or not c.source.strip(): continue
-        if c.cell_type=='markdown':
-            heads = re.findall(r'^(#+) ', re.sub(r'^```[\s\S]*?^```', '', c.source, flags=re.MULTILINE), flags=re.MULTILINE)
-            if heads: level = len(heads[-1])
-            yield mk_cell(to_myst(c.source, nb), 'markdown')
-            continue
-        opts = options(c)
-        if c.source.startswith('show_doc'):
-            for o in c.get('outputs', []):
-                md = o.get('data', {}).get('text/markdown')
-                if md: yield mk_cell(links(show_doc_md(''.join(md), min(level+1, 4)), nb), 'markdown')
-            continue
-        if opts.get('include')=='false': continue
-        if opts.get('output')=='false': c.outputs = []
-        for o in c.get('outputs', []):
-            md = o.get('data', {}).get('text/markdown')
-            if md: o['data']['text/markdown'] = to_myst(''.join(md), nb)
-        if opts.get('echo')=='false' and not c.get('outputs'): continue
-        c.metadata = dict(tags=['remove-input'] if opts.get('echo')=='false' else [])
-        yield c
-
-def process(nb):
-    "Notebook `nb` as nbdev wants it documented."
-    notebook = read_nb(nbs/nb)
-    with working_directory((nbs/nb).parent): Pages()(notebook)
-    docs = [''.join(o.get('data', {}).get('text/markdown', '')) for c in notebook.cells for o in c.get('outputs', []) if 'show_doc(' in c.source]
-    shown[page_path(nb).with_suffix('')] = {n.replace('\\', '').lower() for d in docs for n in re.findall(r'^#+ (.*)$', d, flags=re.MULTILINE)}
-    return notebook
-
-def contents(folder):
-    "A list of the pages of a package, each with its promise."
-    lines = []
-    for nb in notebooks():
-        if folder not in nb.parents or nb==folder/'index.ipynb': continue
-        title,promise = re.match(r'# (.*)\n+> (.*)', read_nb(nbs/nb).cells[0].source).groups()
-        lines.append(f'- [{title}]({nb.relative_to(folder).as_posix()}): {promise}')
-    return '## Pages\n\n' + '\n'.join(lines)
-
-def write_page(nb, notebook):
-    "The page of the processed notebook `nb`; gives its name for the table of contents."
-    cells = list(convert(notebook.cells, nb))
-    if nb.name=='index.ipynb' and len(nb.parts)>1: cells.append(mk_cell(to_myst(contents(nb.parent), nb), 'markdown'))
-    if nb.parts[0] in runnable: cells.insert(1, mk_cell(f'[Open in Colab]({colab}nbs/{nb.as_posix()})', 'markdown'))
-    notebook.cells = cells
-    notebook.metadata = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
-        language_info=dict(name='python', pygments_lexer='ipython3'))
-    dest = pages/page_path(nb)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    write_nb(notebook, dest)
-    return page_path(nb).with_suffix('').as_posix()
-
-def toctrees(names):
-    "The tables of contents, one a folder, and the pages about the project."
-    groups = {c: [n for n in names if n!='index' and (n.split('/')[0] if '/' in n else '')==f] for f,c in captions.items()}
-    groups['The project'] = ['changelog', 'contributing']
-    return '\n\n'.join('```{toctree}\n:hidden:\n:caption: '+c+'\n\n'+'\n'.join(g)+'\n```' for c,g in groups.items() if g)
+def at_end(nb): return '' if nb.stem!='index' else contents(nb) if len(nb.parts)>1 else home()
 
 def write_pages():
     "All pages, from nothing."
     _modidx.d['settings'].update(doc_host=here.rstrip('/'), doc_baseurl='/', git_url=cfg['git_url'], branch=cfg['branch'])
     for o in (pages, out): shutil.rmtree(o, ignore_errors=True)
-    names = [write_page(*o) for o in [(nb, process(nb)) for nb in notebooks()]]
+    for nb,notebook in [(nb, process(nb)) for nb in notebooks()]: write_page(nb, notebook, behind_title(nb), at_end(nb))
     for p in nbs.rglob('*'):
         rel = p.relative_to(nbs)
-        if p.suffix in ('.png', '.svg', '.jpg', '.gif') and rel.parts[0][0] not in '._': shutil.copy(p, pages/rel)
-    for name in ('CHANGELOG.md', 'CONTRIBUTING.md'):
-        md = (root/name).read_text(encoding='utf-8')
-        (pages/name.lower()).write_text(re.sub(r'(\]\()(?!https?:|#)', r'\1'+blob, md), encoding='utf-8')
-    index = read_nb(pages/'index.ipynb')
-    index.cells.append(mk_cell(toctrees(names), 'markdown'))
-    write_nb(index, pages/'index.ipynb')
+        if p.suffix in ('.png', '.svg', '.jpg', '.gif') and rel.parts[0][0] not in '._':
+            (pages/rel).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, pages/rel)
+    for name,file in project.items():
+        md = (root/file).read_text(encoding='utf-8')
+        (pages/f'{name}.md').write_text(re.sub(r'(\]\()(?!https?:|#)', r'\1'+blob, md), encoding='utf-8')
 
-_elsewhere = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>This page has moved</title><link rel="canonical" href="{0}">
-<meta http-equiv="refresh" content="0; url={0}"><script>location.replace("{0}"+location.hash)</script></head>
-<body><p>This page is now <a href="{0}">{0}</a>.</p></body></html>
-"""
+def _page(title, body, head=''):
+    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>{head}' \
+        f'<style>body {{font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto; padding: 0 1rem}}</style></head><body>{body}</body></html>\n'
 
 def redirect_moved():
     "Where a page stood in an earlier version, a page that leads to where it is: pairs in docs/moved.txt."
     for old,new in map(str.split, (root/'docs'/'moved.txt').read_text(encoding='utf-8').splitlines()):
-        if not (out/'html'/f'{new}.html').exists(): sys.exit(f'docs/moved.txt: {old} leads to {new}, which is no page')
-        if (out/'html'/f'{old}.html').exists(): sys.exit(f'docs/moved.txt: {old} is a page again: take out its line')
-        (out/'html'/f'{old}.html').write_text(_elsewhere.format(f'{new}.html'), encoding='utf-8')
+        source,target = out/'html'/f'{old}.html',out/'html'/f'{new}.html'
+        if not target.exists(): sys.exit(f'docs/moved.txt: {old} leads to {new}, which is no page')
+        if source.exists(): sys.exit(f'docs/moved.txt: {old} is a page again: take out its line')
+        source.parent.mkdir(parents=True, exist_ok=True)
+        url = os.path.relpath(target, source.parent)
+        head = f'<link rel="canonical" href="{url}"><meta http-equiv="refresh" content="0; url={url}"><script>location.replace("{url}"+location.hash)</script>'
+        source.write_text(_page('This page has moved', f'<p>This page is now <a href="{url}">{new}</a>.</p>', head), encoding='utf-8')
+
+def write_extras():
+    "The page for what is not there, and the list of pages for readers that are programs."
+    base = cfg['doc_url'].rstrip('/')
+    links = ''.join(f'<li><a href="{base}/{u}">{t}</a></li>' for u,t in (('index.html','Home'), ('search.html','Search'), ('reference/index.html','Reference')))
+    (out/'html'/'404.html').write_text(_page('Page not found', f'<h1>There is no such page</h1><p>It may have moved. Try one of these:</p><ul>{links}</ul>'), encoding='utf-8')
+    lines = [f'# {cfg["lib_name"]}', f'> {title_of(Path("index.ipynb"))[1]}']
+    for nb in notebooks():
+        title,promise = title_of(nb)
+        if nb.stem=='index' and len(nb.parts)>1: lines.append(f'## {title}')
+        lines.append(f'- [{title}]({base}/{name_of(nb)}.html): {promise}')
+    (out/'html'/'llms.txt').write_text('\n\n'.join(lines[:2]) + '\n\n' + '\n'.join(lines[2:]) + '\n', encoding='utf-8')
 
 def main():
     os.environ['IN_TEST'] = '1'  # exported cells are run to read their signatures: they should do nothing else
     write_pages()
     del os.environ['IN_TEST']
-    cmd = [sys.executable, '-m', 'sphinx', '-b', 'html', '-q', '-W', '--keep-going', '-c', root/'docs', '-d', out/'doctrees', pages, out/'html']
+    strict = [] if only else ['-W', '--keep-going']
+    cmd = [sys.executable, '-m', 'sphinx', '-b', 'html', '-q', *strict, '-c', root/'docs', '-d', out/'doctrees', pages, out/'html']
     code = subprocess.run(list(map(str, cmd))).returncode
-    if code==0: redirect_moved()
+    if code==0 and not only:
+        redirect_moved()
+        write_extras()
     print('docs/_build/html/index.html written' if code==0 else 'The site has faults: see above.')
     sys.exit(code)
 

@@ -1,16 +1,19 @@
 "Sphinx settings. The pages are written to docs/_proc by docs/build.py; all facts about the project come from settings.ini."
+import sys
 from configparser import ConfigParser
+from html import escape
 from pathlib import Path
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, block_quote
 from latex2mathml.converter import convert
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 _ini = ConfigParser(delimiters=['='])
 _ini.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
 _cfg = _ini['DEFAULT']
 
 project,author,release = _cfg['lib_name'],_cfg['author'],_cfg['version']
 copyright = author
-extensions = ['myst_nb']
+extensions = ['myst_nb', 'entries']
 nitpicky = True
 
 nb_execution_mode = 'off'  # the outputs saved in the notebooks are the page
@@ -25,12 +28,16 @@ html_baseurl = _cfg['doc_url']
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_show_sphinx = False
+html_search_scorer = str(Path(__file__).resolve().parent/'scorer.js')
+python_maximum_signature_line_length = 70
+python_use_unqualified_type_names = True
+add_module_names = False
 html_copy_source = False
 pygments_style = 'default'
 html_math_renderer = 'mathml'  # in the page itself: formulas need neither a script nor a network
 html_theme_options = dict(repository_url=_cfg['git_url'], repository_branch=_cfg['branch'], use_repository_button=True,
     use_issues_button=True, use_download_button=False, use_fullscreen_button=False, home_page_in_toc=True, navbar_persistent=[],
-    show_toc_level=2, footer_content_items=['copyright.html'], pygments_light_style='friendly', pygments_dark_style='monokai')
+    show_toc_level=2, show_navbar_depth=1, footer_content_items=['copyright.html'], pygments_light_style='friendly', pygments_dark_style='monokai')
 
 def _inline_math(self, node):
     self.body.append(convert(node.astext()))
@@ -40,4 +47,13 @@ def _block_math(self, node):
     self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
     raise SkipNode
 
-def setup(app): app.add_html_math_renderer('mathml', (_inline_math, None), (_block_math, None))
+def _describe(app, page, template, context, doctree):
+    "The promise of a page is what search engines and previews show."
+    quote = next(doctree.findall(block_quote), None) if doctree else None
+    if quote is None: return
+    text = escape(' '.join(quote.astext().split()), quote=True)
+    context['metatags'] += f'<meta name="description" content="{text}"><meta property="og:description" content="{text}">'
+
+def setup(app):
+    app.add_html_math_renderer('mathml', (_inline_math, None), (_block_math, None))
+    app.connect('html-page-context', _describe)

@@ -5,7 +5,7 @@ from fastcore.nbio import mk_cell, new_nb, write_nb
 
 docs = Path(__file__).resolve().parents[1]/'docs'
 sys.path.insert(0, str(docs))
-readme,build = (runpy.run_path(str(docs/o)) for o in ('readme.py', 'build.py'))
+readme,build,convert = (runpy.run_path(str(docs/o)) for o in ('readme.py', 'build.py', 'convert.py'))
 
 def make(tmp_path, *cells):
     "The README of a notebook with `cells`."
@@ -37,7 +37,7 @@ def test_code_is_left_alone(tmp_path):
     assert make(tmp_path, mk_cell(code, 'markdown'))==code+'\n'
 
 def test_links_of_the_site():
-    link,shown,here,blob = (build[o] for o in ('link', 'shown', 'here', 'blob'))
+    link,shown,here,blob = (convert[o] for o in ('link', 'shown', 'here', 'blob'))
     page,tutorial = Path('04_sparsify.ipynb'),Path('tutorials/01_first.ipynb')
     shown[Path('schedules')] = {'schedule', 'schedule.plot'}
     assert link(here+'schedules.html#schedule.plot', page)=='schedules.ipynb#scheduleplot'
@@ -51,4 +51,4 @@ def test_links_of_the_site():
 def test_show_doc_for_the_site():
     md = '---\n\n[source](x.py#L3){target="_blank" style="float:right"}\n\n### Schedule.plot\n\n```python\ndef plot(\n    m:torch.nn.modules.module.Module\n)->__main__.Schedule:\n```\n\n*Doc*'
     want = '#### `Schedule.plot`\n\n[source](x.py#L3){.source}\n\n```python\ndef plot(\n    m:Module\n)->Schedule:\n```\n\n*Doc*'
-    assert build['show_doc_md'](md, 4)==want
+    assert convert['show_doc_md'](md, 4)==want
