@@ -55,10 +55,15 @@ def _default(o):
     text = repr(o).removesuffix('()')
     return text if len(text)<30 and not text.startswith('<') else '...'
 
+def is_called(o):
+    "Is it a class, a function or a method? Everything else is a value."
+    return isinstance(o, type) and not hasattr(o, '__args__') or inspect.isroutine(o)
+
 def parameters(o, bound=False):
     "The signature, without the first parameter if `bound`; name, type, default and meaning of each; type and meaning of what comes back."
     sig,docs = inspect.signature(o),docments(o, full=True)
-    if bound: sig = sig.replace(parameters=[*sig.parameters.values()][1:])
+    own = not isinstance(o, type) or any('__init__' in vars(c) for c in o.__mro__ if c.__module__.startswith('fasterprune'))
+    if bound or not own or 'self' in sig.parameters: sig = sig.replace(parameters=[*sig.parameters.values()][1:] if own else [])
     starred = dict(re.findall(r'^ *\*\*?(\w+),? *# *(.*)$', inspect.getsource(o), flags=re.MULTILINE)) if inspect.isfunction(o) else {}
     def _row(n, p):
         d = docs.get(n) or {}
@@ -89,7 +94,7 @@ class Entry(SphinxDirective):
     def described(self, name, o, what='Parameter'):
         "Signature, promise, parameters and what comes back of an object, as MyST."
         if isinstance(o, property): return 'property',name,[self.linked(_documented(o)), '']
-        if not callable(o) or not hasattr(o, '__name__'): return 'data',name,[self.linked(_documented(o)) if type(o).__module__.startswith('fasterprune') else '', '']
+        if not is_called(o): return 'data',name,[self.linked(_documented(o)) if type(o).__module__.startswith('fasterprune') else '', '']
         kind = 'class' if isinstance(o, type) else 'method' if '.' in name else 'function'
         sig,rows,(back,meaning) = parameters(o, kind=='method')
         def _arg(n, d, p): return {p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '')+n + (f'={d}' if d is not None else '')

@@ -31,7 +31,7 @@ def svg():
         return f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{color}" text-anchor="{anchor}">{s}</text>'
     parts = [f'<rect width="{width}" height="{height}" rx="10" fill="#fff"/>', *network(40, middle, False), *network(415, middle, True),
         _text(133, 28, 'trained with a callback', weight=600), _text(133, 318, 'half of the filters are zero', 14, color='#5b6574'),
-        _text(508, 28, 'condensed', weight=600), _text(508, 318, 'they are gone, the outputs are the same', 14, color='#5b6574'),
+        _text(508, 28, 'condensed', weight=600), _text(508, 318, 'gone, with the same outputs', 14, color='#5b6574'),
         f'<path d="M268 {middle}H378m-9 -7 9 7 -9 7" fill="none" stroke="#2b3340" stroke-width="2"/>',
         f'<g font-family="ui-monospace,Menlo,monospace">{_text(321, middle-14, "condense()", 14)}</g>']
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui,-apple-system,Segoe UI,Helvetica,Arial,sans-serif" role="img">' \
