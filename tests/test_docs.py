@@ -1,5 +1,6 @@
 "What stands between the notebooks and the README and site: prose kept, Quarto's dialect gone, hidden cells hidden, links right."
 import runpy, sys
+import pytest
 from pathlib import Path
 from fastcore.nbio import mk_cell, new_nb, write_nb
 
@@ -52,3 +53,16 @@ def test_show_doc_for_the_site():
     md = '---\n\n[source](x.py#L3){target="_blank" style="float:right"}\n\n### Schedule.plot\n\n```python\ndef plot(\n    m:torch.nn.modules.module.Module\n)->__main__.Schedule:\n```\n\n*Doc*'
     want = '#### `Schedule.plot`\n\n[source](x.py#L3){.source}\n\n```python\ndef plot(\n    m:Module\n)->Schedule:\n```\n\n*Doc*'
     assert convert['show_doc_md'](md, 4)==want
+
+def test_pages_for_colab_install_this_version_first():
+    from fastcore.nbio import read_nb
+    colab = runpy.run_path(str(docs/'colab.py'))
+    def _sources(nb): return [c.source for c in nb.cells]
+    for path in colab['runnable'](): assert _sources(read_nb(path))==_sources(colab['with_install'](read_nb(path))), f'{path}: run `python docs/colab.py`'
+    home = (docs.parent/'nbs'/'index.ipynb').read_text(encoding='utf-8')
+    assert f'blob/v{convert["cfg"]["version"]}/nbs/getting_started.ipynb' in home
+
+def test_a_page_in_no_group_is_named(monkeypatch):
+    import build
+    monkeypatch.setattr(build, 'groups', build.groups[1:])
+    with pytest.raises(SystemExit, match='in no group: getting_started'): build.notebooks()
