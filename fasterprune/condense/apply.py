@@ -75,7 +75,7 @@ def apply_plan(
     model:nn.Module, # the network that `graph` was made from, or an exact copy; its tensors are replaced
     graph:Graph,     # the analyzed network
     plan:Plan,       # which units stay
-    exact:dict=None  # gets by name what a tensor would hold without rounding: pairs of an index and float64 values
+    exact:dict=None  # gets by name, in float64, what tensors would hold that are rounded
 ) -> dict: # for each parameter or buffer that is cut, by name, the indices that are kept by dimension
     "Slice the parameters and buffers of `model`, and account for the constants of what goes."
     edit = _Edit(model, graph, plan, {} if exact is None else exact)
@@ -97,7 +97,7 @@ class _Edit:
     def __init__(self, model, graph, plan, exact):
         store_attr()
         for name in cut_layers(graph, plan): self._become_plain(name, graph.plain[name])
-        self.computed = {name:v for name,((_,v),) in exact.items()} # of layers that become plain ones
+        self.computed = dict(exact) # of layers that become plain ones
         self.old,self.new,self.slices = named_tensors(model),{},{}
 
     def _become_plain(self, name, known):
@@ -105,7 +105,7 @@ class _Edit:
         become_layer(self.model.get_submodule(name), known.options, known.weight, known.bias)
         owner = '.'.join(n for n in (name,known.options['inner']) if n)
         for k,v in (('weight',known.weight),('bias',known.bias)):
-            if v is not None: self.exact[f'{owner}.{k}'.lstrip('.')] = [(slice(None), v)]
+            if v is not None: self.exact[f'{owner}.{k}'.lstrip('.')] = v
 
     def slice_tensors(self):
         "Of each tensor, take what stays."
@@ -114,7 +114,7 @@ class _Edit:
             self.slices.setdefault(name, {})[dim] = kept = self.plan.keep[units].nonzero()[:,0]
             old = self.old[name]
             self.new[name] = self.new.get(name, old.data).index_select(dim, kept.to(old.device))
-            if name in self.exact: self.exact[name] = [(at, v.index_select(dim, kept)) for at,v in self.exact[name]]
+            if name in self.exact: self.exact[name] = self.exact[name].index_select(dim, kept)
 
     def fold(self, r):
         "Account for the constants that a layer no longer reads."
@@ -135,14 +135,10 @@ class _Edit:
 
     def _add(self, name, where, extra):
         "Add to a tensor, in float64; what that makes, and is rounded, is noted in `exact`."
-        t,known = self.new.get(name, self.old[name].data).clone(),self.exact.setdefault(name, [])
-        if (whole := next((v.clone() for w,v in known if w==slice(None)), None)) is not None:
-            value = whole[where] = whole[where] + extra.to(whole.device)
-            known[:] = [(slice(None),whole)]
-        else:
-            value = next((v for w,v in known if w==where), t[where].double()).to(t.device) + extra.to(t.device)
-            known[:] = [(w,v) for w,v in known if w!=where] + [(where,value)]
-        t[where],self.new[name] = value.to(t.dtype),t
+        t = self.new.get(name, self.old[name].data)
+        self.exact[name] = value = self.exact.get(name, t).to(torch.float64, copy=True)
+        value[where] += extra.to(value.device)
+        self.new[name] = value.to(t, copy=True)
 
     def narrow_norms(self):
         "Let norms over channels remember, and attributes that hold numbers of units be up to date."
@@ -153,7 +149,7 @@ class _Edit:
         for m in {m.layer:m for m in cut if m.known}.values():
             name,stays = f'{m.layer}.{m.known.weight}',self.plan.keep[m.units]
             scaled = m.known.scaled(self.new[name], len(stays), int(stays.sum()))
-            self.new[name],self.exact[name] = scaled.to(self.new[name].dtype),[(slice(None), scaled)]
+            self.new[name],self.exact[name] = scaled.to(self.new[name].dtype),scaled
 
     def narrow_attention(self):
         "Let attention know how many heads are left."
@@ -166,7 +162,7 @@ class _Edit:
         "Put constants in the place of modules."
         for name,(constant,value) in dead.items():
             replace_module(self.model, name, constant)
-            self.exact[f'{name}.value'] = [(slice(None), value)]
+            self.exact[f'{name}.value'] = value
 
     def open_sizes(self):
         "Let modules leave open the sizes of what is narrower now."

@@ -63,7 +63,7 @@ class Condenser:
         traced = self.traced if _form_of(self.model)==self.form else None # it may have changed since
         self.search = Search(self.model, self.sample, traced, self.inputs, self.round_to, self.constants, self.expand)
         found,error = self.search.find(verify)
-        report,self.trial = self._report(found, error),found
+        report,self.found = self._report(found, error),found
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}
         if inplace: self.edit()
         else: _own_memory(found.model, self.search.plain)
@@ -76,8 +76,8 @@ class Condenser:
     def edit(self):
         "Change `model` itself as the last condensed copy of it was changed."
         make_plain(self.model)
-        apply_plan(self.model, self.graph, self.trial.plan)
-        if self.trial.table: cut_columns(self.model, self.trial.table)
+        apply_plan(self.model, self.graph, self.found.plan)
+        if self.found.table: cut_columns(self.model, self.found.table)
 
     def _report(self, found, error):
         "Lay the layers of both networks side by side, and ask what is dead but stayed for its reason."

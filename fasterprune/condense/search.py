@@ -21,7 +21,7 @@ from ..graph.rules import one_operation
 from ..graph.tracer import Trace
 from ..graph.forms import trace_forms
 from .apply import apply_plan
-from .assumptions import comparable, most_assumed, numbers_of, wrong_guess
+from .assumptions import comparable, most_assumed, numbers_of, wrong_assumption
 from .input_selector import InputSelector, selection
 from .plan import Plan, input_units, make_plan
 from .reduced.constants import Constant
@@ -39,7 +39,7 @@ class Candidate:
     slices: dict  # what was kept of the tensors that were cut
     traced: Trace # what it does to the sample
     narrowed: set # names of its modules that perform other operations than before
-    exact: dict = field(default_factory=dict) # by name of a rounded tensor: pairs of an index, and its float64 values
+    exact: dict = field(default_factory=dict) # by name of a rounded tensor what it would be in float64
     table: dict = None # what is left of a table, if it is one's
     before_columns: object = None # the `Candidate` that still had all columns of the table
 
@@ -77,12 +77,12 @@ class Search:
         verify:bool=True # compare outputs?
     ) -> tuple: # a `Candidate`, and its error; NaN if it was not compared
         "The candidate that has lost most; a `ValueError` if even an unchanged copy differs."
-        groups,best = self.groups(),self.fitting(verify)
+        best = self.fitting(verify)
         if not verify: return best,math.nan
         with of_one_width(self.plain, self.sample): self.reference = Reference(self.plain, self.sample)
         self._check_plain()
         if (error := self.error(best)) <= self.reference.tolerance: return best,error
-        best = self.attempt(self.bisect([], groups))
+        best = self.attempt(self.bisect([], self.groups()))
         error = self.error(best)
         if not error <= self.reference.tolerance:
             name = type(self.model).__name__
@@ -122,7 +122,7 @@ class Search:
         while True:
             found = self.attempt()
             at = found.before_columns or found
-            if (wrong := wrong_guess(self.graph, at.plan, at.traced, at.narrowed)) is None: return found
+            if (wrong := wrong_assumption(self.graph, at.plan, at.traced, at.narrowed)) is None: return found
             if self.constants and any(isinstance(m, Constant) for m in found.model.modules()):
                 self.constants = False # does the code look at what was replaced?
             elif wrong<0 or self.graph.assumption_level_at(wrong)>most_assumed:
@@ -155,7 +155,7 @@ class Search:
         graph,op = self.graph,self.graph.traced.ops[wrong]
         levels = graph.assumption_levels
         def _alike(o): return o.name==op.name and bool(o.line) and o.line==op.line
-        more = {i:levels.get(i, 0)+_alike(graph.traced.ops[i]) for i in graph.guesses.keys() | levels.keys()}
+        more = {i:levels.get(i, 0)+_alike(graph.traced.ops[i]) for i in graph.assumptions.keys() | levels.keys()}
         return more | {wrong:levels.get(wrong, 0)+1}
 
     def _numbers_of_the_batch(self):

@@ -92,7 +92,7 @@ class Facts:
     cuts: dict = _empty(dict)     # number of each operation that takes a part -> units before its start
     opened: list = _empty(list)   # module, number, dimensions, dimension, units of each reshape to a size that is read
     readings: dict = _empty(dict) # number of each operation that can be read in several ways -> how many
-    guesses: dict = _empty(dict)  # number of each operation that rests on an assumption -> units of what comes out
+    assumptions: dict = _empty(dict)  # number of each operation that rests on an assumption -> units of what comes out
     layers: dict = _empty(dict)   # weight of each Linear layer and convolution -> its number of groups
     uses: Counter = _empty(Counter) # how many operations take a parameter
     bound: dict = _empty(dict)    # (parameter, dimension) -> its units
@@ -180,5 +180,5 @@ class FactRecorder(Facts):
 
     def assumed(self, op, out):
         "Note what comes out of an operation that may not do what it seems to do."
-        self.guesses[self.at] = [s.ids for s in (out if isinstance(out, list) else [out])]
+        self.assumptions[self.at] = [s.ids for s in (out if isinstance(out, list) else [out])]
         return out

@@ -193,7 +193,7 @@ class Interpreter(FactRecorder):
             for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
                 if not isinstance(s, AbstractValue): continue
                 self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
-        if level and self.at not in self.guesses and isinstance(found, AbstractValue): self.assumed(op, found)
+        if level and self.at not in self.assumptions and isinstance(found, AbstractValue): self.assumed(op, found)
 
     def _by_rule(self, f, op, args, kwargs):
         "What a rule says; if it fails, which is a fault of ours, the operation is not analyzed."

@@ -136,7 +136,7 @@ def test_code_that_names_a_precision_is_judged_in_float64(f, others):
     assert con.reference.dtype is torch.float64 and con.reference.pieces and c.report.max_error <= 1e-12
     wrong = deepcopy(c.model)
     wrong.b.bias.data[1] += 1e-6
-    assert con.reference.error(wrong, c.inputs, con.trial.exact) > con.reference.tolerance
+    assert con.reference.error(wrong, c.inputs, con.found.exact) > con.reference.tolerance
     assert not any(t.dtype==torch.float64 for m in (net,c.model) for t in tensors_in(list(m.__dict__.get('cache', {}).values())))
 
 def writes(m, x):
@@ -319,7 +319,7 @@ def test_reasons_are_those_of_each_unit(name):
     net,x = network(name)
     con = Condenser(zeroed(net, x, 'independent'), x, round_to=4)
     c = con.condense(verify=False)
-    plan,reasons = con.trial.plan,con.reasons
+    plan,reasons = con.found.plan,con.reasons
     for r in con.graph.reads[::3]:
         units = r.rows[~r.connectivity.any(1) & plan.keep[r.rows]]
         assert reasons.of(units)==why(con.graph, units, plan, [], 4)
