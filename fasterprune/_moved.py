@@ -87,7 +87,8 @@ _renamed = dict(
     Signal='graph.values.AbstractValue',
     Read='graph.facts.LinearUse',
     Trial='condense.search.Candidate',
-    follow='condense.reduced.blueprint.rebuild')
+    follow='condense.reduced.blueprint.rebuild',
+    wrong_guess='condense.assumptions.wrong_assumption')
 _gone = dict.fromkeys(('Widened','become_wide','spread_out','Branch'), 
     'went with expand=True: units that are tied, and die together, make a network smaller, and faster, too')
 

@@ -205,7 +205,7 @@ class CondenseCallback(Callback):
         for cb in self.learn.cbs:
             if hasattr(cb, 'apply_slicing'): cb.apply_slicing(cuts, condensed.inputs)
         result = condensed if self.result is None else self.result.then(condensed)
-        if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
+        if not condensed.inputs.whole: self.learn.dls = select_dls(self.dls, condensed.inputs)
         self.learn.condensed = self.result = result
 
     def after_fit(self):

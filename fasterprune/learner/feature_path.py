@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
+import pandas as pd, matplotlib.pyplot as plt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from fastai.basics import L, Learner, delegates, no_random, set_seed
@@ -90,14 +90,14 @@ def _check_numbers(ks, n):
     return ks
 
 def _about(o):
-    "Something as JSON can hold it, the same in each run of the program."
-    if o is None or isinstance(o, (bool,int,float,str)): return o
-    if isinstance(o, (np.generic,np.ndarray,torch.Tensor)): return o.tolist()
-    if isinstance(o, dict): return {str(k):_about(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple,L,range)): return [_about(v) for v in o]
-    if isinstance(o, partial): return [_about(o.func), _about(o.args), _about(o.keywords)]
-    if hasattr(o, '__qualname__'): return o.__qualname__
-    return {type(o).__name__:_about(getattr(o, '__dict__', {}))}
+    "Something as JSON holds it, the same in each run of the program."
+    return json.loads(json.dumps(o, default=_plain))
+
+def _plain(o):
+    if hasattr(o, 'tolist'): return o.tolist()
+    if isinstance(o, (L,range)): return list(o)
+    if isinstance(o, partial): return [o.func,o.args,o.keywords]
+    return getattr(o, '__qualname__', None) or {type(o).__name__:getattr(o, '__dict__', {})}
 
 # %% ../../nbs/learner/07_feature_path.ipynb #37e17a26
 class _Folder:
