@@ -56,10 +56,9 @@ _computing = {'mul','div','add','sub','rsub','pow','rdiv','true_divide'}
 
 def _last_assumption(graph, plan, stop):
     "The last operation up to `stop` that is assumed, can be doubted more, and is cut by the plan; -1 if none is."
-    open_to = [i for i in sorted(graph.assumptions, reverse=True) if i<=stop and graph.assumption_level_at(i)<=most_assumed]
-    if stop in open_to: return stop
+    def _is_open(i): return i<=stop and graph.assumption_level_at(i)<=most_assumed
     def _cut(i): return any(not plan.keep[ids[ids>=0]].all() for ids in graph.assumptions[i])
-    return next(filter(_cut, open_to), -1)
+    return next((i for i in sorted(graph.assumptions, reverse=True) if _is_open(i) and (i==stop or _cut(i))), -1)
 
 most_assumed = 2 # an operation that was doubted more often is read in no other way
 

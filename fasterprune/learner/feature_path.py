@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pandas as pd, matplotlib.pyplot as plt
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from fastai.basics import L, Learner, delegates, no_random, set_seed
 import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.files import replacing
+from ..core.pages import axes
 from ..sparsify.mask_callback import sample_of
 from ..sparsify.tickets import state_of
 from ..inputs.callback import InputPruneCallback
@@ -66,7 +67,7 @@ class FeaturePath:
         ax=None # matplotlib axes to draw on; new ones if `None`
     ): # the axes
         "Plot the metric against the number of inputs; gray is the network with all of them."
-        ax = plt.subplots(figsize=(5.5,3.4), layout='constrained')[1] if ax is None else ax
+        ax = axes(ax, 5.5, 3.4, layout='constrained')
         ks = [r['inputs'] for r in self.rows]
         if self.dense:
             ax.axhline(self.dense['retrained'], c='#969696', ls='--', lw=1, label=f'all {len(self.names)} inputs')
@@ -77,7 +78,6 @@ class FeaturePath:
         ax.set_xticks(ks, [str(k) for k in ks])
         ax.set(xlabel='inputs', ylabel=self.metric.replace('_', ' '))
         ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
         return ax
 
 # %% ../../nbs/learner/07_feature_path.ipynb #f1fec81e
