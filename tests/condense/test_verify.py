@@ -12,6 +12,7 @@ from fasterprune.graph.trace import trace
 from fasterprune.graph.rules import one_operation
 from fasterprune.condense.reduced import Constant
 from fasterprune.condense.comparison import compare_channels
+from fasterprune.condense.search import Search
 from fasterprune.condense.verify import Reference
 from support.zeros import reordered, zeroed
 from support.zoo import network
@@ -346,3 +347,21 @@ def test_the_report_takes_little_of_the_time(name, monkeypatch):
         Condenser(net, x).condense()
         shares.append(seconds[-1]/(process_time()-start))
     assert min(shares) <= .1, shares
+
+class Counting(nn.Module):
+    "Most of `a` is dead, in heads of a size that stands in the code, and half of `c`, whose number of neurons the code uses."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c,self.d = nn.Linear(6, 8),nn.Linear(8, 8),nn.Linear(8, 8),nn.Linear(8, 2)
+        for l,n in ((self.a,6),(self.b,2),(self.c,4)): dead(l, n)
+    def forward(self, x):
+        h = self.a(x).view(len(x), 2, 4).transpose(1, 2).relu().flatten(1)
+        return self.d(self.c(self.b(h).relu()).relu())*self.c.out_features
+
+def test_bisection_looks_at_the_analysis_that_was_made_last():
+    search = Search(Counting().eval(), (torch.randn(5, 6),))
+    first = search.graph
+    found,error = search.find()
+    assert search.graph is not first and search.graph.n_units!=first.n_units
+    for name,units in search.rejected: assert name.startswith('c.') and torch.equal(units, search.graph.bound[name,0])
+    assert error <= 1e-10 and [m.out_features for m in (found.model.a,found.model.b,found.model.c)]==[8,6,8]
