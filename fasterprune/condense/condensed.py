@@ -68,7 +68,7 @@ class Condensed:
         path # of the file to write; by custom it ends in .safetensors
     ) -> Path: # the path
         "Save the small network; an existing file is replaced only when the new one is complete."
-        return write_small(path, self.model, self.inputs, self.report, self.dense, self.blueprint)
+        return write_small(path, self)
 
     def joined(self
     ) -> nn.Module: # shares its tensors with the small network

@@ -24,8 +24,6 @@ _sums = {'linear','addmm','mm','matmul','bmm','baddbmm','einsum','sum','conv1d',
     'conv_transpose2d','conv_transpose3d'}
 _composed = {'scaled_dot_product_attention','layer_norm','group_norm','batch_norm','instance_norm','rms_norm','softmax',
     'mean','lstm','gru','rnn_tanh','rnn_relu'}
-_apart = _sums-{'matmul','bmm','baddbmm','einsum','sum'} # what they give out is never a part of their weight
-_small = 2**14 # elements
 
 class _Written(Exception):
     "An operation writes to what is the network's."
@@ -36,14 +34,14 @@ def _floats(o): return isinstance(o, Tensor) and o.is_floating_point()
 class InFloat64(TorchDispatchMode):
     "Performs operations in float64, whatever their operands are stored in."
     def __init__(self,
-        exact:dict=None, # by id of a tensor: pairs of an index, and what belongs there in float64
+        exact:dict=None, # by id of a tensor that was rounded what it would be in float64
         cast:bool=True,  # take operands to float64?
         seed:int=None,   # of errors like those of sums in another order; `None`: none
         eps:float=1.,    # of the precision in which the network is stored: what its code rounds to less is rounded
         shared:frozenset=frozenset() # memory that others have, too, and that must not be written to
     ):
         super().__init__()
-        self.exact,self.cast,self.eps,self.shared,self.room = exact or {},cast,eps,shared,{}
+        self.exact,self.cast,self.eps,self.shared = exact or {},cast,eps,shared
         self.dice = None if seed is None else torch.Generator().manual_seed(seed)
         self.largest = 0. # of the numbers that were moved
 
@@ -57,7 +55,7 @@ class InFloat64(TorchDispatchMode):
         if self.cast:
             if self._is_part(name, func, args): return self._part(func, args, kwargs)
             if name=='embedding' and id(args[0]) not in self.exact: return _widened(func(*args, **kwargs))
-            args,kwargs = self._wide_operands(name, args, kwargs)
+            args,kwargs = [*map(self._operands, args)],{k:self._operands(a) for k,a in kwargs.items()}
         if name in ('linear','matmul') and args[0].ndim>2: # or else PyTorch multiplies each row by itself
             args = [args[0].contiguous(), *args[1:]]
         if self.dice is not None and name in _composed and _floats(args[0]): # differences in it may be rounding
@@ -81,32 +79,16 @@ class InFloat64(TorchDispatchMode):
         with torch.inference_mode(False), torch.no_grad(): # PyTorch will take it for a view of the parameter
             return func(*self._operands(args), **kwargs)
 
-    def _wide_operands(self, name, args, kwargs):
-        "What an operation is given, in float64."
-        reused = [name in _apart and isinstance(a, Tensor) for a in args]
-        wide = [self._operand(a, i) if r else self._operands(a) for i,(a,r) in enumerate(zip(args, reused))]
-        return wide,{k:self._operands(a) for k,a in kwargs.items()}
-
     def _operands(self, o):
         "In float64, and what is to be made as wide, too, unless it is rounded to less than the network is stored in."
         if isinstance(o, torch.dtype):
             return o if o.is_floating_point and torch.finfo(o).eps > self.eps else _wide.get(o, o)
         return map_tensors(self._operand, o)
 
-    def _operand(self, t, place=None):
-        "In float64; in memory that is used again, if `place` tells which operand of an operation it is."
+    def _operand(self, t):
         if t.dtype not in _wide: return t
-        if place is not None and t.numel()>_small and _is_compact(t): wide = self._in_room(t, place)
-        else: wide = t.to(_wide[t.dtype], copy=True)
-        for where,value in self.exact.get(id(t), ()): wide[where] = value.to(wide.device)
-        return wide
-
-    def _in_room(self, t, place):
-        "To write to new memory takes longer than to compute."
-        room = self.room.get((place,t.device))
-        if room is None or len(room)<t.numel():
-            room = self.room[place,t.device] = torch.empty(t.numel(), dtype=torch.float64, device=t.device)
-        return room[:t.numel()].as_strided(t.shape, t.stride()).copy_(t)
+        if id(t) in self.exact: return self.exact[id(t)].to(t.device, copy=True)
+        return t.to(_wide[t.dtype], copy=True)
 
     def _rounded(self, name, func, args, kwargs, out):
         "What comes out, give or take the rounding of a sum of such terms."
@@ -124,11 +106,6 @@ class InFloat64(TorchDispatchMode):
         return o + signs*size*torch.finfo(dtype or o.dtype).eps
 
 def _widened(t): return t.to(_wide[t.dtype]) if isinstance(t, Tensor) and t.dtype in _wide else t
-
-def _is_compact(t):
-    "Is it without gaps, and laid out as convolutions like it?"
-    if not t.is_floating_point(): return False
-    return t.is_contiguous() or t.ndim==4 and t.is_contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/condense/04_float64.ipynb #eb8f6fc1
 @contextmanager

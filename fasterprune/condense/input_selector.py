@@ -35,24 +35,32 @@ class InputSelector(nn.Module, ItemTransform):
         "What is kept of the first input."
         return self.index0
 
+    @property
+    def kept(self) -> list: # `None` for an input that stays whole
+        "What is kept of each input: dimension, indices along it, and the shape of an item."
+        cuts = enumerate(zip(self.dims, self.shapes))
+        return [None if d is None else (d, getattr(self, f'index{i}'), shape) for i,(d,shape) in cuts]
+
+    @property
+    def whole(self) -> bool:
+        "Do all inputs stay as they are?"
+        return all(d is None for d in self.dims)
+
     def forward(self, *xs, **batch):
-        if batch or self._is_batch(xs[:1]): return self._by_name(self._select, batch or xs[0])
-        return detuplify(tuple(self._select(i, x) for i,x in enumerate(xs)))
+        return self._by_name(self.select, batch) if batch else detuplify(self._each(self.select, xs))
 
-    def encodes(self, b):
-        if self._is_batch(b[:1]): return (self.forward(b[0]), *b[1:])
-        return (*(self._select(i, x) for i,x in enumerate(b[:len(self.dims)])), *b[len(self.dims):])
+    def encodes(self, b): return self._each(self.select, b)
+    def decodes(self, b): return self._each(self._restore, b)
 
-    def decodes(self, b):
-        if self._is_batch(b[:1]): return (self._by_name(self._restore, b[0]), *b[1:])
-        return (*[self._restore(i, x) for i,x in enumerate(b[:len(self.dims)])], *b[len(self.dims):])
+    def _each(self, f, b):
+        "What `f` makes of each input of a batch, whose inputs are known by their place, or by their names in a dict."
+        if self.names and b and isinstance(b[0], Mapping): return (self._by_name(f, b[0]), *b[1:])
+        return tuple(f(i, x) for i,x in enumerate(b))
 
     def __call__(self, *xs, split_idx=None, **batch):
         if len(xs)==1 and hasattr(xs[0], '_make'): return xs[0]._make(self.encodes(tuple(xs[0]))) # a tuple with names
         if len(xs)==1 and isinstance(xs[0], tuple): return ItemTransform.__call__(self, xs[0])
         return nn.Module.__call__(self, *xs, **batch)
-
-    def _is_batch(self, xs): return bool(self.names) and len(xs)==1 and isinstance(xs[0], Mapping)
 
     def _by_name(self, f, batch):
         "A batch by keywords, in which `f` has been done to what is known."
@@ -63,44 +71,45 @@ class InputSelector(nn.Module, ItemTransform):
             if k in self.names: new[k] = f(self.names.index(k), batch[k])
         return new
 
-    def _select(self, i, x):
+    def select(self,
+        i:int, # number of an input
+        x      # a batch of it
+    ): # a batch of what is kept
+        "Cut one input down to the features that are kept."
         if i>=len(self.dims) or self.dims[i] is None: return x
-        index,dim,shape = getattr(self, f'index{i}').to(x.device),self.dims[i],self.shapes[i]
+        dim,index,shape = self.kept[i]
         wrong = tuple(x.shape[1:])!=shape if dim==0 else x.ndim!=len(shape)+1 or x.shape[dim]!=shape[dim-1]
         if wrong: raise ValueError(f'input {i} has items of shape {tuple(x.shape[1:])}, but features are selected '
             f'from {shape}')
-        return x.flatten(1)[:,index] if dim==0 else x.index_select(dim, index)
+        return x.flatten(1)[:,index.to(x.device)] if dim==0 else x.index_select(dim, index.to(x.device))
 
     def _restore(self, i, x):
         "Put what was cut back where it was, with 0 for the rest, so that it can be shown."
         if i>=len(self.dims) or self.dims[i] is None: return x
-        index,dim,shape = getattr(self, f'index{i}').to(x.device),self.dims[i],self.shapes[i]
-        if dim==0: return x.new_zeros(len(x), math.prod(shape)).index_copy(1, index, x).view(-1, *shape)
-        return x.new_zeros(*x.shape[:dim], shape[dim-1], *x.shape[dim+1:]).index_copy(dim, index, x)
+        dim,index,shape = self.kept[i]
+        full = (len(x), math.prod(shape)) if dim==0 else (*x.shape[:dim], shape[dim-1], *x.shape[dim+1:])
+        out = x.new_zeros(full).index_copy(max(dim, 1), index.to(x.device), x)
+        return out.view(-1, *shape) if dim==0 else out
 
     def then(self,
         other:'InputSelector' # of what this one gives
     ) -> 'InputSelector':
         "Both selections as one."
-        kept = []
-        for i,(a,b) in enumerate(zip(self.dims, other.dims)):
-            if a is None or b is None:
-                s = self if b is None else other
-                kept.append(None if s.dims[i] is None else (s.dims[i], getattr(s, f'index{i}'), s.shapes[i]))
-                continue
-            at = torch.arange(math.prod(self.shapes[i])).view(self.shapes[i])
-            left = other._select(i, self._select(i, at[None]))[0]
-            keep = torch.zeros(at.numel(), dtype=torch.bool)
-            keep[left.flatten()] = True
-            kept.append(selection(at, keep) if left.numel() else (1, torch.zeros(0, dtype=torch.long), self.shapes[i]))
-        return InputSelector(kept, self.names)
+        both = [a or b if a is None or b is None else self._joined(i, other)
+            for i,(a,b) in enumerate(zip(self.kept, other.kept))]
+        return InputSelector(both, self.names)
+
+    def _joined(self, i, other):
+        "What is kept of an input that both selections cut."
+        at = torch.arange(math.prod(self.shapes[i])).view(self.shapes[i])
+        left = other.select(i, self.select(i, at[None]))[0]
+        if not left.numel(): return 1,torch.zeros(0, dtype=torch.long),self.shapes[i]
+        return selection(at, torch.isin(torch.arange(at.numel()), left))
 
     def extra_repr(self):
-        def one(i, d, shape):
-            if d is None: return 'all'
-            of = shape[d-1] if d else math.prod(shape)
-            return f'{len(getattr(self, f"index{i}"))} of {of}' + f' along dim {d}'*bool(d)
-        return ', '.join(one(i, d, s) for i,(d,s) in enumerate(zip(self.dims, self.shapes)))
+        def _one(dim, index, shape):
+            return f'{len(index)} of {shape[dim-1]} along dim {dim}' if dim else f'{len(index)} of {math.prod(shape)}'
+        return ', '.join('all' if k is None else _one(*k) for k in self.kept)
     def __repr__(self): return f'InputSelector({self.extra_repr()})'
 
 # %% ../../nbs/condense/07_input_selector.ipynb #44aa12fc

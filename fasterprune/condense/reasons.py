@@ -36,19 +36,9 @@ class Reasons:
         for units,why in reversed(cases): # so that the first one is what is left
             self.first[units] = len(self.whys)
             self.whys.append(why)
-        # for each unit the number of the set of operations that make it and are not analyzed
-        self.made,self.makers = torch.zeros(graph.n_units, dtype=torch.long),[()]
+        self.made = {} # by reason: the units that an operation makes which is not analyzed
         for units,why in graph.pins:
-            if why.startswith('made by'): self._note(units, why)
-
-    def _note(self, units, why):
-        "Number the sets of operations anew where `why` is added to them."
-        old,at = self.made[units].unique(return_inverse=True)
-        new = []
-        for n in old.tolist():
-            if why not in self.makers[n]: self.makers.append((*self.makers[n], why))
-            new.append(n if why in self.makers[n] else len(self.makers)-1)
-        self.made[units] = torch.tensor(new, dtype=torch.long)[at]
+            if why.startswith('made by'): self.made.setdefault(why, torch.zeros_like(graph.needed))[units] = True
 
     def of(self,
         units:Tensor # numbers of units
@@ -95,7 +85,6 @@ class Reasons:
         "How many inputs of a layer have no weight but come from an operation that is not analyzed."
         found = Counter()
         for r in {r.weight:r for r in self.graph.reads if r.layer==name}.values():
-            if not self.made[r.cols].any(): continue
             silent = r.cols[~r.ends[1]]
-            found.update(why for n in self.made[silent].tolist() for why in self.makers[n])
+            found.update({why:n for why,made in self.made.items() if (n := int(made[silent].sum()))})
         return found

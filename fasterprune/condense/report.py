@@ -9,9 +9,10 @@ __all__ = ['CondenseReport', 'sized_layers', 'layer_rows']
 import math
 from dataclasses import dataclass, replace
 
-import pandas as pd, matplotlib.pyplot as plt
+import pandas as pd
 from torch import nn
 
+from ..core.pages import axes
 from ..graph.graph import Graph
 from .reduced.constants import Constant
 
@@ -67,7 +68,7 @@ class CondenseReport:
         names = ['inputs'] + [l['layer'] or 'the model' for l in self.layers]
         before = [self.inputs_before] + [l['outputs_before'] for l in self.layers]
         after = [self.inputs_after] + [l['outputs_after'] for l in self.layers]
-        if ax is None: ax = plt.subplots(figsize=(6, .8+.3*len(names)))[1]
+        ax = axes(ax, 6, .8+.3*len(names))
         ys = range(len(names))
         ax.barh(ys, before, color='#d9d9d9', label='before')
         ax.barh(ys, after, color='#2171b5', label='after')
@@ -75,7 +76,6 @@ class CondenseReport:
         ax.set(yticks=ys, yticklabels=names, xlabel='width', xlim=(0, max(before)*1.25))
         ax.invert_yaxis()
         ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
         return ax
 
     def then(self,

@@ -27,21 +27,18 @@ from .tabular import cut_columns
 _format = 3
 
 def write_small(
-    path,                  # of the file
-    model:nn.Module,       # the small network
-    inputs:InputSelector,  # what it reads
-    report:CondenseReport, # what condensing has done
-    dense:dict,            # shape of each tensor of the dense network
-    modules:dict           # what is special about the modules of `model`
+    path, # of the file
+    small # a `Condensed`
 ) -> Path: # the path
     "Write a small network; an existing file is replaced only when the new one is complete."
     path = check_writable(path)
-    state = {k:v.detach().cpu() for k,v in model.state_dict().items()}
+    state = {k:v.detach().cpu() for k,v in small.model.state_dict().items()}
     layouts = {k:str(v.layout).removeprefix('torch.') for k,v in state.items() if v.layout is not torch.strided}
     tensors = {f'model.{k}':(v.to_dense() if k in layouts else v).clone().contiguous() for k,v in state.items()}
-    tensors.update({f'inputs.{k}':v.cpu().clone() for k,v in inputs.state_dict().items()})
-    plan = dict(format=_format, fasterprune=fasterprune.__version__, dense=dense, dims=inputs.dims,
-        shapes=inputs.shapes, names=inputs.names, layouts=layouts, modules=modules, report=asdict(report))
+    tensors.update({f'inputs.{k}':v.cpu().clone() for k,v in small.inputs.state_dict().items()})
+    plan = dict(format=_format, fasterprune=fasterprune.__version__, dense=small.dense, layouts=layouts,
+        dims=small.inputs.dims, shapes=small.inputs.shapes, names=small.inputs.names, modules=small.blueprint,
+        report=asdict(small.report))
     with replacing(path) as temp: save_file(tensors, temp, metadata=dict(blueprint=json.dumps(plan)))
     return path
 
@@ -91,6 +88,8 @@ def read_small(
     _check_dense(path, dense, model)
     try:
         small,modules = copy_of(model),plan['modules']
+        if modules.get('wide'): raise ValueError(f'{path} was condensed with expand=True, which version 0.2 has no '
+            'more: condense the network again')
         if modules['plain']: make_plain(small)
         if modules.get('table'): cut_columns(small, modules['table'])
         state = {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')}

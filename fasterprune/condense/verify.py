@@ -81,7 +81,7 @@ class Reference:
         exact = {id(tensors[k]):v for k,v in (exact or {}).items() if k in tensors}
         if not self.pieces:
             for t in tensors.values():
-                for where,value in exact.get(id(t), ()): t.data[where] = value.to(t)
+                if id(t) in exact: t.data.copy_(exact[id(t)])
         return net,exact
 
     def _run(self, net, xs, seed=None):
@@ -125,7 +125,7 @@ class Reference:
     def error(self,
         small:nn.Module, # the network that should agree
         inputs=noop,     # function that makes its inputs from those of the other
-        exact:dict=None  # by name of a tensor that was rounded: pairs of an index, and what belongs there in float64
+        exact:dict=None  # by name of a tensor that was rounded what it would be in float64
     ) -> float: # infinite if it fails
         "Largest error of an output channel over several batches, in evaluation mode; `worst` says which one."
         try: net = self._net(small, exact)
@@ -171,10 +171,7 @@ def _ways(model):
 def _well_stored(model, exact):
     "Has rounding changed what is folded by no more than a few eps?"
     tensors = named_tensors(model)
-    for name,pairs in exact.items():
-        if (t := tensors.get(name)) is None: continue
-        info = torch.finfo(t.dtype)
-        for where,value in pairs:
-            off = (t.detach()[where].double().cpu()-value.cpu()).abs()
-            if not (off <= 4*info.eps*value.cpu().abs() + info.tiny*info.eps).all(): return False
+    for name in exact.keys() & tensors.keys():
+        t,value,info = tensors[name].detach().double().cpu(),exact[name].cpu(),torch.finfo(tensors[name].dtype)
+        if not ((t-value).abs() <= 4*info.eps*value.abs() + info.tiny*info.eps).all(): return False
     return True

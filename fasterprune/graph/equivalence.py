@@ -50,12 +50,11 @@ class Equivalence:
         united = dict(pins=_told(found.pins), joins=_told(found.joins), borders=_told(found.borders),
             bound=_each(found.bound), heads=_each(found.heads), cuts=_each(found.cuts),
             inputs=[None if ids is None else units[ids] for ids in found.inputs],
-            guesses={i:[self.of(ids) for ids in outs] for i,outs in found.guesses.items()},
+            assumptions={i:[self.of(ids) for ids in outs] for i,outs in found.assumptions.items()},
             opened=[(*where, self.of(ids)) for *where,ids in found.opened],
             given={k:replace(s, ids=self.of(s.ids)) for k,s in found.given.items() if isinstance(s, AbstractValue)},
             reads=[self._read(r) for r in found.reads],
             norms=[replace(m, units=units[m.units]) for m in found.norms],
-            branches=[replace(b, rows=units[b.rows], cols=units[b.cols]) for b in found.branches],
             sizes=[replace(s, units=units[s.units]) for s in found.sizes if self._counts(s)])
         facts = Facts(**{f.name:getattr(found, f.name) for f in fields(Facts)} | united)
         sizes,of_layers = torch.bincount(units, minlength=self.n_units),{name for name,_ in found.bound}

@@ -54,15 +54,6 @@ class Norm:
     then: tuple=()     # names of the modules in it that are called after it has normed
 
 @dataclass(frozen=True)
-class Branch:
-    "A module whose output is added to a stream, and may have fewer units."
-    layer: str    # name of the module
-    dim: int      # dimension of its output along which the units are
-    rows: Tensor  # units of the stream
-    cols: Tensor  # units of the branch
-    const: Tensor # their values, NaN where they depend on the network's input
-
-@dataclass(frozen=True)
 class Size:
     "A size that stands in an attribute of a module."
     layer: str    # name of the module
@@ -83,7 +74,6 @@ class Facts:
     reads: list = _empty(list)    # a `LinearUse` for each call of a layer that reads units and makes others
     norms: list = _empty(list)    # a `Norm` for each call of a layer that normalizes over units
     sizes: list = _empty(list)    # a `Size` for each attribute of a module in which a number of units stands
-    branches: list = _empty(list) # a `Branch` for each that is added to a stream and may have fewer units
     plain: dict = _empty(dict)    # name of each layer whose weight is computed -> what it is as a plain layer
     inline: set = _empty(set)     # names of weights that are not taken as they are, but computed number by number
     heads: dict = _empty(dict)    # name of each `nn.MultiheadAttention` -> unit of each of its heads
@@ -92,7 +82,7 @@ class Facts:
     cuts: dict = _empty(dict)     # number of each operation that takes a part -> units before its start
     opened: list = _empty(list)   # module, number, dimensions, dimension, units of each reshape to a size that is read
     readings: dict = _empty(dict) # number of each operation that can be read in several ways -> how many
-    guesses: dict = _empty(dict)  # number of each operation that rests on an assumption -> units of what comes out
+    assumptions: dict = _empty(dict)  # number of each operation that rests on an assumption -> units of what comes out
     layers: dict = _empty(dict)   # weight of each Linear layer and convolution -> its number of groups
     uses: Counter = _empty(Counter) # how many operations take a parameter
     bound: dict = _empty(dict)    # (parameter, dimension) -> its units
@@ -180,5 +170,5 @@ class FactRecorder(Facts):
 
     def assumed(self, op, out):
         "Note what comes out of an operation that may not do what it seems to do."
-        self.guesses[self.at] = [s.ids for s in (out if isinstance(out, list) else [out])]
+        self.assumptions[self.at] = [s.ids for s in (out if isinstance(out, list) else [out])]
         return out

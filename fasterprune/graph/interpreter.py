@@ -58,9 +58,9 @@ class Memory:
 
 class Interpreter(FactRecorder):
     "Performs the operations of a network on abstract values, by their rules, and records what these find out."
-    def __init__(self, model, traced, assumption_levels=None, expand=False):
+    def __init__(self, model, traced, assumption_levels=None):
         super().__init__(assumption_levels)
-        self.model,self.traced,self.expand,self.memory,self.made = model,traced,expand,Memory(model),{}
+        self.model,self.traced,self.memory,self.made = model,traced,Memory(model),{}
         self.tensors,self.env = self.memory.tensors,self.memory.env
         # how often each tensor is taken in all
         self.takers = Counter(id(t) for op in traced.ops for t in tensors_in([op.args,op.kwargs]))
@@ -193,7 +193,7 @@ class Interpreter(FactRecorder):
             for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
                 if not isinstance(s, AbstractValue): continue
                 self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
-        if level and self.at not in self.guesses and isinstance(found, AbstractValue): self.assumed(op, found)
+        if level and self.at not in self.assumptions and isinstance(found, AbstractValue): self.assumed(op, found)
 
     def _by_rule(self, f, op, args, kwargs):
         "What a rule says; if it fails, which is a fault of ours, the operation is not analyzed."

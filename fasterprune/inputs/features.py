@@ -174,8 +174,8 @@ class InputFeatures:
             changed[w] = at = None if cut is None else cut[1].get(self.readers[w].axes[1], slice(None))
             if at is None: del self.cols[w],self.readers[w]
             elif isinstance(at, Tensor): self.cols[w] = self.cols[w][at.to(self.cols[w].device)]
-        if inputs is not None and not self.table: self.elements = [e if d is None else inputs._select(i, e[None])[0]
-            for i,(e,d) in enumerate(zip(self.elements, inputs.dims))]
+        if inputs is not None and not self.table:
+            self.elements = [inputs.select(i, e[None])[0] for i,e in enumerate(self.elements)]
         return {w:at for w,at in changed.items() if not isinstance(at, slice)}
 
     def __repr__(self):

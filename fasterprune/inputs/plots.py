@@ -8,6 +8,8 @@ __all__ = ['plot_ranking', 'plot_map', 'plot_path', 'plot_scalp']
 # %% ../../nbs/inputs/04_plots.ipynb #1a5ec8e8
 import numpy as np, torch, matplotlib.pyplot as plt
 
+from ..core.pages import axes
+
 # %% ../../nbs/inputs/04_plots.ipynb #4c9399ce
 _dead,_alive = '#c6c6c6','#2171b5'
 
@@ -19,13 +21,12 @@ def plot_ranking(
 ): # the axes
     "Draw features as bars, the best on top."
     shown = df.head(n)[::-1]
-    ax = plt.subplots(figsize=(5, .8+.22*len(shown)), layout='constrained')[1] if ax is None else ax
+    ax = axes(ax, 5, .8+.22*len(shown), layout='constrained')
     died = 'position in the training at which it died'
     values,what = (shown.died_at.fillna(1), died) if order else (shown.score, 'score')
     ax.barh([str(i) for i in shown.index], values, color=[_alive if k else _dead for k in shown.kept])
     title = f'{df.kept.sum()} of {len(df)} features kept' + f', the {len(shown)} best shown'*(len(shown)<len(df))
     ax.set(xlabel=what, title=title)
-    ax.spines[['top','right']].set_visible(False)
     return ax
 
 def _flat(t):
@@ -67,7 +68,7 @@ def plot_path(
     known = [k for k in epochs[0] if k not in ('epoch','inputs','train_loss','time')]
     if metric is None: metric = next((k for k in known if k!='valid_loss'), 'valid_loss')
     if metric not in known: raise ValueError(f'metric {metric!r} was not recorded: take one of {", ".join(known)}')
-    ax = plt.subplots(figsize=(5, 3), layout='constrained')[1] if ax is None else ax
+    ax = axes(ax, 5, 3, layout='constrained')
     xs,ys = [e['inputs'] for e in epochs],[e[metric] for e in epochs]
     ax.plot(xs, ys, 'o-', c=_alive, ms=4)
     for i in {0,len(xs)-1}:
@@ -75,7 +76,6 @@ def plot_path(
     ax.set(xlabel='inputs left', ylabel=metric.replace('_', ' '))
     if max(xs) > 10*min(xs): ax.set_xscale('log')
     ax.invert_xaxis()
-    ax.spines[['top','right']].set_visible(False)
     return ax
 
 # %% ../../nbs/inputs/04_plots.ipynb #f1a22e6e

@@ -9,13 +9,14 @@ __all__ = ['LearnerSnapshot', 'CondenseCallback']
 import time, warnings
 from contextlib import contextmanager
 
-import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
+import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 from fastai.basics import Callback, Learner, get_model, no_random
 from fastai.callback.all import SaveModelCallback
 
 from ..core.batches import as_tuple, first_items, map_tensors
 from ..core.optimizer_state import keep_parameters, optimizers_in
+from ..core.pages import axes
 from ..core.plain_layers import is_plain
 from ..core.warnings import FasterpruneWarning
 from ..graph.costs import n_params
@@ -205,7 +206,7 @@ class CondenseCallback(Callback):
         for cb in self.learn.cbs:
             if hasattr(cb, 'apply_slicing'): cb.apply_slicing(cuts, condensed.inputs)
         result = condensed if self.result is None else self.result.then(condensed)
-        if any(d is not None for d in condensed.inputs.dims): self.learn.dls = select_dls(self.dls, condensed.inputs)
+        if not condensed.inputs.whole: self.learn.dls = select_dls(self.dls, condensed.inputs)
         self.learn.condensed = self.result = result
 
     def after_fit(self):
@@ -239,7 +240,7 @@ class CondenseCallback(Callback):
     ): # the axes
         "Plot what is left of the network over the training."
         if self.result is None: raise ValueError('nothing has been taken out yet: plot after a fit')
-        ax = plt.subplots(figsize=(5,3))[1] if ax is None else ax
+        ax = axes(ax, 5, 3)
         df,r = self.to_frame(),self.result.report
         before = dict(parameters=r.params_before, macs=r.macs_before, inputs=r.inputs_before)
         for column,n in before.items():
@@ -248,5 +249,4 @@ class CondenseCallback(Callback):
             ax.step([0,*df.position,1], [1,*left,left.iloc[-1]], where='post', label=name)
         ax.set(xlabel='position in the training', ylabel='left of the network', ylim=(-.02,1.02))
         ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
         return ax

@@ -60,7 +60,7 @@ def select_dls(
     "DataLoaders that deliver only the inputs that are kept."
     if dls is None: return None
     new,tables = copy(dls),narrow_tables(dls, inputs)
-    cut = None if all(d is None for d in inputs.dims) else inputs
+    cut = None if inputs.whole else inputs
     if tables is None: new.loaders = [_cut_loader(dl, cut) for dl in dls.loaders]
     else: new.loaders = [_loader_of(dl, to) for dl,to in zip(dls.loaders, tables)]
     return new
@@ -82,7 +82,7 @@ def delivers(
     inputs:InputSelector # what to keep of each input
 ) -> bool:
     "Can what the DataLoaders deliver be cut?"
-    if all(d is None for d in inputs.dims) or learn.dls is None: return True
+    if inputs.whole or learn.dls is None: return True
     try:
         if not sum(len(dl) for dl in learn.dls.loaders): return True # there is no data yet
         inputs(*sample_of(learn))

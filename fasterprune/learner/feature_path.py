@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from fastai.basics import L, Learner, delegates, no_random, set_seed
 import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.files import replacing
+from ..core.pages import axes
 from ..sparsify.mask_callback import sample_of
 from ..sparsify.tickets import state_of
 from ..inputs.callback import InputPruneCallback
@@ -66,7 +67,7 @@ class FeaturePath:
         ax=None # matplotlib axes to draw on; new ones if `None`
     ): # the axes
         "Plot the metric against the number of inputs; gray is the network with all of them."
-        ax = plt.subplots(figsize=(5.5,3.4), layout='constrained')[1] if ax is None else ax
+        ax = axes(ax, 5.5, 3.4, layout='constrained')
         ks = [r['inputs'] for r in self.rows]
         if self.dense:
             ax.axhline(self.dense['retrained'], c='#969696', ls='--', lw=1, label=f'all {len(self.names)} inputs')
@@ -77,7 +78,6 @@ class FeaturePath:
         ax.set_xticks(ks, [str(k) for k in ks])
         ax.set(xlabel='inputs', ylabel=self.metric.replace('_', ' '))
         ax.legend(frameon=False)
-        ax.spines[['top','right']].set_visible(False)
         return ax
 
 # %% ../../nbs/learner/07_feature_path.ipynb #f1fec81e
@@ -90,14 +90,14 @@ def _check_numbers(ks, n):
     return ks
 
 def _about(o):
-    "Something as JSON can hold it, the same in each run of the program."
-    if o is None or isinstance(o, (bool,int,float,str)): return o
-    if isinstance(o, (np.generic,np.ndarray,torch.Tensor)): return o.tolist()
-    if isinstance(o, dict): return {str(k):_about(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple,L,range)): return [_about(v) for v in o]
-    if isinstance(o, partial): return [_about(o.func), _about(o.args), _about(o.keywords)]
-    if hasattr(o, '__qualname__'): return o.__qualname__
-    return {type(o).__name__:_about(getattr(o, '__dict__', {}))}
+    "Something as JSON holds it, the same in each run of the program."
+    return json.loads(json.dumps(o, default=_plain))
+
+def _plain(o):
+    if hasattr(o, 'tolist'): return o.tolist()
+    if isinstance(o, (L,range)): return list(o)
+    if isinstance(o, partial): return [o.func,o.args,o.keywords]
+    return getattr(o, '__qualname__', None) or {type(o).__name__:getattr(o, '__dict__', {})}
 
 # %% ../../nbs/learner/07_feature_path.ipynb #37e17a26
 class _Folder:

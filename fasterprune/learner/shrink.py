@@ -31,8 +31,8 @@ def unwrapped(
 
 def _follower(average, condenser):
     "The analysis of a moving average of the network; a `ValueError` if it still uses what is dead in the network."
-    graph = Graph(average, condenser.graph.traced.inputs, expand=condenser.expand)
-    if graph.n_units!=condenser.graph.n_units or (graph.needed & ~condenser.trial.plan.keep).any():
+    graph = Graph(average, condenser.graph.traced.inputs)
+    if graph.n_units!=condenser.graph.n_units or (graph.needed & ~condenser.found.plan.keep).any():
         raise ValueError('a moving average of the network still uses what is dead in the network itself: start it '
             'after pruning, or condense after the fit')
     return graph
@@ -70,7 +70,7 @@ def shrink(
         forget_shape(p)
         p.grad = g
     slice_state(opt, state)
-    for average,graph in graphs: apply_plan(average, graph, condenser.trial.plan)
+    for average,graph in graphs: apply_plan(average, graph, condenser.found.plan)
     left = set(model.parameters())
     gone = {p for p in params.values() if p not in left}
     for o in optimizers_in(opt) if gone else []: keep_parameters(o, known-gone, set())

@@ -99,13 +99,12 @@ def narrow_tables(
 ) -> list|None: # a `TabularPandas` for each loader; `None` if they load no table, or its batches have to be cut
     "Tables without the columns that are not read."
     tabular = sys.modules.get('fastai.tabular.core')
-    if tabular is None or not dls.loaders or all(d is None for d in inputs.dims): return None
+    if tabular is None or not dls.loaders or inputs.whole: return None
     if not all(_is_plain(dl, tabular) for dl in dls.loaders): return None
     to,names = dls.loaders[0].dataset,[]
-    for i,all_names in enumerate((to.cat_names,to.cont_names)):
-        if i>=len(inputs.dims) or inputs.dims[i] is None: names.append(L(all_names))
-        elif inputs.dims[i]!=1 or inputs.shapes[i]!=(len(all_names),): return None
-        else: names.append(L(all_names)[getattr(inputs, f'index{i}').tolist()])
+    for all_names,kept in zip((to.cat_names,to.cont_names), (*inputs.kept,None,None)):
+        if kept and (kept[0]!=1 or kept[2]!=(len(all_names),)): return None
+        names.append(L(all_names)[kept[1].tolist()] if kept else L(all_names))
     procs = narrow_procs(to, *names)
     return [_narrow(dl.dataset, *names, procs) for dl in dls.loaders]
 

@@ -12,6 +12,7 @@ from fasterprune.graph.trace import trace
 from fasterprune.graph.rules import one_operation
 from fasterprune.condense.reduced import Constant
 from fasterprune.condense.comparison import compare_channels
+from fasterprune.condense.search import Search
 from fasterprune.condense.verify import Reference
 from support.zeros import reordered, zeroed
 from support.zoo import network
@@ -136,7 +137,7 @@ def test_code_that_names_a_precision_is_judged_in_float64(f, others):
     assert con.reference.dtype is torch.float64 and con.reference.pieces and c.report.max_error <= 1e-12
     wrong = deepcopy(c.model)
     wrong.b.bias.data[1] += 1e-6
-    assert con.reference.error(wrong, c.inputs, con.trial.exact) > con.reference.tolerance
+    assert con.reference.error(wrong, c.inputs, con.found.exact) > con.reference.tolerance
     assert not any(t.dtype==torch.float64 for m in (net,c.model) for t in tensors_in(list(m.__dict__.get('cache', {}).values())))
 
 def writes(m, x):
@@ -319,14 +320,14 @@ def test_reasons_are_those_of_each_unit(name):
     net,x = network(name)
     con = Condenser(zeroed(net, x, 'independent'), x, round_to=4)
     c = con.condense(verify=False)
-    plan,reasons = con.trial.plan,con.reasons
+    plan,reasons = con.found.plan,con.reasons
     for r in con.graph.reads[::3]:
         units = r.rows[~r.connectivity.any(1) & plan.keep[r.rows]]
         assert reasons.of(units)==why(con.graph, units, plan, [], 4)
         silent = r.cols[~r.connectivity.any(0)]
         for n in silent.tolist():
             makers = {w for us,w in con.graph.pins if w.startswith('made by') and n in us.tolist()}
-            assert set(reasons.makers[reasons.made[n]])==makers
+            assert {w for w,made in reasons.made.items() if made[n]}==makers
 
 @pytest.mark.parametrize('name', ['nf_regnet_b0','resnet18'])
 def test_the_report_takes_little_of_the_time(name, monkeypatch):
@@ -346,3 +347,21 @@ def test_the_report_takes_little_of_the_time(name, monkeypatch):
         Condenser(net, x).condense()
         shares.append(seconds[-1]/(process_time()-start))
     assert min(shares) <= .1, shares
+
+class Counting(nn.Module):
+    "Most of `a` is dead, in heads of a size that stands in the code, and half of `c`, whose number of neurons the code uses."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c,self.d = nn.Linear(6, 8),nn.Linear(8, 8),nn.Linear(8, 8),nn.Linear(8, 2)
+        for l,n in ((self.a,6),(self.b,2),(self.c,4)): dead(l, n)
+    def forward(self, x):
+        h = self.a(x).view(len(x), 2, 4).transpose(1, 2).relu().flatten(1)
+        return self.d(self.c(self.b(h).relu()).relu())*self.c.out_features
+
+def test_bisection_looks_at_the_analysis_that_was_made_last():
+    search = Search(Counting().eval(), (torch.randn(5, 6),))
+    first = search.graph
+    found,error = search.find()
+    assert search.graph is not first and search.graph.n_units!=first.n_units
+    for name,units in search.rejected: assert name.startswith('c.') and torch.equal(units, search.graph.bound[name,0])
+    assert error <= 1e-10 and [m.out_features for m in (found.model.a,found.model.b,found.model.c)]==[8,6,8]
