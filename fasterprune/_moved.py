@@ -38,7 +38,7 @@ _moved = dict(
     movement='graph.ops.shape',
     narrow=
         'condense.reduced.norms condense.reduced.constants condense.reduced.attention '
-        'core.plain_layers condense.reduced.blueprint core.layer_sizes',
+        'condense.reduced.branches core.plain_layers condense.reduced.blueprint core.layer_sizes',
     networks='studies.networks',
     outcome=
         'condense.report graph.costs graph.ops.joining graph.ops.reductions graph.plain_layers '
@@ -89,8 +89,6 @@ _renamed = dict(
     Trial='condense.search.Candidate',
     follow='condense.reduced.blueprint.rebuild',
     wrong_guess='condense.assumptions.wrong_assumption')
-_gone = dict.fromkeys(('Widened','become_wide','spread_out','Branch'), 
-    'went with expand=True: units that are tied, and die together, make a network smaller, and faster, too')
 
 # %% ../nbs/moved.ipynb #ea86e9df
 def _places(old): return [f'fasterprune.{m}' for m in _moved[old].split()]
@@ -102,7 +100,6 @@ def _find(old, name):
         return getattr(importlib.import_module(place), name),place
     for place in _places(old):
         if hasattr(m := importlib.import_module(place), name): return getattr(m, name),place
-    if name in _gone: raise AttributeError(f'{name!r} of fasterprune.{old} {_gone[name]}')
     raise AttributeError(f'fasterprune.{old} had no {name!r}; its names are in {", ".join(_places(old))}')
 
 def _warn(what, now):

@@ -34,9 +34,10 @@ class Condenser:
         sample,          # an input, a tuple of them, or a dict of them by keywords, as `model` takes them; batch first
         inputs:bool=True, # remove features of the input, too?
         round_to:int=1,  # what the widths of layers are to be multiples of; a layer that is less wide stays whole
-        constants:bool=True # may a layer be replaced by what it gives out, if that is always the same?
+        constants:bool=True, # may a layer be replaced by what it gives out, if that is always the same?
+        expand:bool=False # may a residual branch be narrower than its stream, over which its last layer spreads it?
     ):
-        store_attr('model,inputs,round_to,constants')
+        store_attr('model,inputs,round_to,constants,expand')
         if not (isinstance(round_to, int) and round_to>0):
             raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
         check_model(model, may_be_lazy=True)
@@ -60,7 +61,7 @@ class Condenser:
     ) -> Condensed:
         "The small network; a `ValueError` if even an unchanged copy differs from the model."
         traced = self.traced if _form_of(self.model)==self.form else None # it may have changed since
-        self.search = Search(self.model, self.sample, traced, self.inputs, self.round_to, self.constants)
+        self.search = Search(self.model, self.sample, traced, self.inputs, self.round_to, self.constants, self.expand)
         found,error = self.search.find(verify)
         report,self.found = self._report(found, error),found
         dense = {k:tuple(v.shape) for k,v in self.model.state_dict().items()}

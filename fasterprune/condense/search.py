@@ -51,9 +51,10 @@ class Search:
         traced:Trace=None,  # what it does to them, if that is known
         inputs:bool=True,   # remove features of the input, too?
         round_to:int=1,     # what the widths of layers are to be multiples of
-        constants:bool=True # may layers be replaced by what they give out?
+        constants:bool=True, # may layers be replaced by what they give out?
+        expand:bool=False   # may residual branches be narrower than their stream?
     ):
-        store_attr('model,sample,inputs,round_to,constants')
+        store_attr('model,sample,inputs,round_to,constants,expand')
         self.plain,self.rejected = model,[]
         if not is_plain(model):
             self.plain,traced = copy_of(model),None
@@ -143,7 +144,7 @@ class Search:
         return self.bisect(self.bisect(accepted, groups[:half]), groups[half:])
 
     def _analyze(self, traced, assumption_levels=None):
-        self.graph = Graph(self.plain, self.sample, traced, assumption_levels)
+        self.graph = Graph(self.plain, self.sample, traced, assumption_levels, self.expand)
 
     def _more_doubt(self, wrong):
         "Assumption levels one higher for the operation `wrong`, and for its like."

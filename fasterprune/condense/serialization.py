@@ -88,8 +88,6 @@ def read_small(
     _check_dense(path, dense, model)
     try:
         small,modules = copy_of(model),plan['modules']
-        if modules.get('wide'): raise ValueError(f'{path} was condensed with expand=True, which version 0.2 has no '
-            'more: condense the network again')
         if modules['plain']: make_plain(small)
         if modules.get('table'): cut_columns(small, modules['table'])
         state = {k.removeprefix('model.'):t for k,t in tensors.items() if k.startswith('model.')}

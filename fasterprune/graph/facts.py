@@ -54,6 +54,15 @@ class Norm:
     then: tuple=()     # names of the modules in it that are called after it has normed
 
 @dataclass(frozen=True)
+class Branch:
+    "A module whose output is added to a stream, and may have fewer units."
+    layer: str    # name of the module
+    dim: int      # dimension of its output along which the units are
+    rows: Tensor  # units of the stream
+    cols: Tensor  # units of the branch
+    const: Tensor # their values, NaN where they depend on the network's input
+
+@dataclass(frozen=True)
 class Size:
     "A size that stands in an attribute of a module."
     layer: str    # name of the module
@@ -74,6 +83,7 @@ class Facts:
     reads: list = _empty(list)    # a `LinearUse` for each call of a layer that reads units and makes others
     norms: list = _empty(list)    # a `Norm` for each call of a layer that normalizes over units
     sizes: list = _empty(list)    # a `Size` for each attribute of a module in which a number of units stands
+    branches: list = _empty(list) # a `Branch` for each that is added to a stream and may have fewer units
     plain: dict = _empty(dict)    # name of each layer whose weight is computed -> what it is as a plain layer
     inline: set = _empty(set)     # names of weights that are not taken as they are, but computed number by number
     heads: dict = _empty(dict)    # name of each `nn.MultiheadAttention` -> unit of each of its heads

@@ -27,9 +27,10 @@ class Graph(Facts):
         model:nn.Module, # the network; not changed
         sample, # an input, a tuple of inputs, or a dict of them by keywords, as `model` takes them; batch first
         traced:Trace=None,  # what `model` does to some items of `sample`, if it is known
-        assumption_levels:dict=None # how often each assumption, by number of its operation, turned out to be wrong
+        assumption_levels:dict=None, # how often each assumption, by number of its operation, turned out to be wrong
+        expand:bool=False # may a branch have fewer units than the stream that it is added to?
     ):
-        found = Interpreter(model, traced or trace_sample(model, sample), assumption_levels)
+        found = Interpreter(model, traced or trace_sample(model, sample), assumption_levels, expand)
         equivalence = Equivalence(found)
         facts = equivalence.facts()
         super().__init__(**{f.name:getattr(facts, f.name) for f in fields(Facts)})

@@ -58,9 +58,9 @@ class Memory:
 
 class Interpreter(FactRecorder):
     "Performs the operations of a network on abstract values, by their rules, and records what these find out."
-    def __init__(self, model, traced, assumption_levels=None):
+    def __init__(self, model, traced, assumption_levels=None, expand=False):
         super().__init__(assumption_levels)
-        self.model,self.traced,self.memory,self.made = model,traced,Memory(model),{}
+        self.model,self.traced,self.expand,self.memory,self.made = model,traced,expand,Memory(model),{}
         self.tensors,self.env = self.memory.tensors,self.memory.env
         # how often each tensor is taken in all
         self.takers = Counter(id(t) for op in traced.ops for t in tensors_in([op.args,op.kwargs]))

@@ -27,6 +27,7 @@ class Liveness:
         "Ask once, from the outputs back to the inputs."
         needed = self.needed
         for r in reversed(self.facts.reads): needed[r.cols[r.heard(needed[r.rows]) & r.const.isnan()]] = True
+        for b in self.facts.branches: needed[b.cols[needed[b.rows] & b.const.isnan()]] = True
         for m in self.facts.norms:
             read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)
             read[m.group[needed[m.units]]] = True

@@ -31,7 +31,7 @@ def unwrapped(
 
 def _follower(average, condenser):
     "The analysis of a moving average of the network; a `ValueError` if it still uses what is dead in the network."
-    graph = Graph(average, condenser.graph.traced.inputs)
+    graph = Graph(average, condenser.graph.traced.inputs, expand=condenser.expand)
     if graph.n_units!=condenser.graph.n_units or (graph.needed & ~condenser.found.plan.keep).any():
         raise ValueError('a moving average of the network still uses what is dead in the network itself: start it '
             'after pruning, or condense after the fit')

@@ -7,8 +7,9 @@ __all__ = []
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #d367cf8a
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fasterprune.graph.facts import Branch
 from fasterprune.graph.rules import aten, barrier, leaves, place, rule
 from fasterprune.graph.values import AbstractValue, Param, distinct
 
@@ -56,6 +57,7 @@ class _Meeting:
 def elementwise(graph, op, tensors):
     "Units of what comes of `tensors` element by element, and the constants of each of them, ready to be broadcast."
     meeting = _Meeting(graph, op, tensors)
+    if graph.expand and op.name in ('add','add_') and len(meeting.whole)==len(meeting.xs)==2: _let_branch(meeting)
     meeting.pin_and_tie()
     return meeting.ids(),[distinct(x.const) for x in meeting.xs]
 
@@ -65,6 +67,23 @@ def _whole_where_held(graph, x, constants):
     held = [d for d in dims if any(c.shape[d]>1 for c in constants)]
     for d in held if len(held)<len(dims) else []: x = graph.tied_along(x, d)
     return x
+
+# %% ../../../nbs/graph/ops/03_pointwise.ipynb #b34b6383
+_may_branch = nn.Linear,nn.modules.conv._ConvNd,nn.modules.batchnorm._BatchNorm
+
+def _let_branch(meeting):
+    "Take the one of two summands out that is a branch: what a layer gives out, for nobody else."
+    graph,op,xs = meeting.graph,meeting.op,meeting.whole
+    for i,(x,other) in enumerate(zip(xs, xs[::-1])):
+        calls,t,dims = [c for c in graph.traced.calls if c.out is op.args[i]],op.args[i],x.unit_dims
+        uses = graph.taken[id(t)] if op.out is t else graph.n_uses(t) # in place it is used on
+        if not calls or uses>1 or len(dims)!=1 or x.shape!=other.shape or not other.varies(dims[0]): continue
+        name = calls[0].name
+        if not isinstance(graph.model.get_submodule(name), _may_branch) or graph.n_calls(name)>1: continue
+        (cols,const),(rows,_) = [graph.along(s, dims[0]) for s in (x,other)]
+        graph.branches.append(Branch(name, dims[0], rows, cols, const))
+        del xs[i]
+        return
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #c9881265
 def _known(const, f):
