@@ -81,7 +81,8 @@ class _Recognized:
         computed = [(i, o) for i,o in computed if id(o.args[1]) not in varying]
         for i,o in computed:
             c = min(graph.calls_of(o.place, i), key=lambda c: c.last-c.first, default=None)
-            if c and (plain := find_plain_layer(graph, c, i, varying)): self.add(c, partial(apply_plain_layer, graph, c, o, plain))
+            plain = c and find_plain_layer(graph, c, i, varying)
+            if plain: self.add(c, partial(apply_plain_layer, graph, c, o, plain))
         makers = {id(t):i for i,o in enumerate(self.ops) for t in tensors_in(o.out)}
         names,left = {id(t):n for n,t in tensors.items()},[i for i,_ in computed if i not in self.inside]
         self._by_number({i:k for i in left if (k := find_elementwise(graph, i, makers, names))})
