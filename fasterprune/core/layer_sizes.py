@@ -29,11 +29,10 @@ _sizes = {
     nn.Linear: lambda m: dict(in_features=m.weight.shape[1], out_features=m.weight.shape[0]),
     nn.modules.conv._ConvNd: _conv_sizes,
     nn.modules.batchnorm._NormBase: _norm_sizes,
-    nn.LayerNorm: lambda m: {} if m.weight is None or m.weight.ndim>1 else dict(normalized_shape=tuple(m.weight.shape)),
-    nn.RMSNorm: lambda m: {} if m.weight is None or m.weight.ndim>1 else dict(normalized_shape=tuple(m.weight.shape)),
+    (nn.LayerNorm,nn.RMSNorm): lambda m: {} if m.weight is None or m.weight.ndim>1 else
+        dict(normalized_shape=tuple(m.weight.shape)),
     nn.GroupNorm: lambda m: {} if m.weight is None else dict(num_channels=len(m.weight)),
-    nn.Embedding: lambda m: dict(embedding_dim=m.weight.shape[1]),
-    nn.EmbeddingBag: lambda m: dict(embedding_dim=m.weight.shape[1]),
+    (nn.Embedding,nn.EmbeddingBag): lambda m: dict(embedding_dim=m.weight.shape[1]),
     nn.PReLU: lambda m: dict(num_parameters=len(m.weight)),
     nn.RNNBase: lambda m: dict(input_size=m.weight_ih_l0.shape[1])}
 

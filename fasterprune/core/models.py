@@ -12,7 +12,6 @@ from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
-from fastcore.basics import noop
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import Tensor, nn
@@ -109,11 +108,9 @@ def copy_of(
     held = tensors_in([list(m.__dict__.values()) for m in (*model.modules(),*hook_owners(model))])
     memo = {id(t):t.detach().clone() for t in held if not (t.is_leaf and is_dense(t))}
     ps,bs = [p for p in model.parameters() if type(p) is nn.Parameter],[b for b in model.buffers() if type(b) is Tensor]
-    def _note(f, ps, bs):
-        memo.update({id(p):nn.Parameter(f(p.detach()), p.requires_grad) for p in ps})
-        memo.update({id(b):f(b.detach()) for b in bs})
-    if shared: _note(noop, ps, bs)
-    if dtype: # at once, and not a copy that is converted
-        ps,bs = [[t for t in ts if t.is_floating_point()] for ts in (ps,bs)]
-        _note(lambda t: t.to(dtype, copy=True), ps, bs)
+    for t in (*ps,*bs):
+        converted = dtype and t.is_floating_point() # at once, and not a copy that is converted
+        if not shared and not converted: continue
+        own = t.detach().to(dtype, copy=True) if converted else t.detach()
+        memo[id(t)] = nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
     with unobserved(model): return _deepcopy(model, memo).to(dtype)

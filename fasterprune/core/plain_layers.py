@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
+from .models import evaluating
+
 # %% ../../nbs/core/07_plain_layers.ipynb #bffc0492
 @cache
 def mixed_in(
@@ -48,10 +50,9 @@ def as_laid_out(
     return new.contiguous(memory_format=last)
 
 # %% ../../nbs/core/07_plain_layers.ipynb #927abf90
-def _is_norm(h): return type(h).__name__ in ('WeightNorm','SpectralNorm')
-
 def _hooks_of(m):
-    return [h for h in m._forward_pre_hooks.values() if isinstance(h, prune.BasePruningMethod) or _is_norm(h)]
+    return [h for h in m._forward_pre_hooks.values() if isinstance(h, prune.BasePruningMethod)
+        or type(h).__name__ in ('WeightNorm','SpectralNorm')]
 
 def is_plain(
     model:nn.Module # any model
@@ -97,21 +98,20 @@ def become_layer(
     for p,v in ((m.weight,weight), (m.bias,bias)):
         if v is not None: p.data,p.grad = as_laid_out(v.to(p.dtype).to(p.device), p),None
 
-@torch.no_grad()
 def make_plain(
     model:nn.Module # changed
 ):
     "Turn weights that are computed from others into plain parameters, as they are in evaluation mode."
-    modes = {m:m.training for m in model.modules()}
-    model.eval()
-    for m in modes:
-        if parametrize.is_parametrized(m): # its class is shared with the copies of the model, and has to stay as it is
-            values = {name:getattr(m, name).detach().clone() for name in m.parametrizations}
-            m.__class__ = parametrize.type_before_parametrizations(m)
-            del m.parametrizations
-            for name,v in values.items(): m.register_parameter(name, nn.Parameter(v))
-        for h in _hooks_of(m):
-            if isinstance(h, prune.BasePruningMethod): prune.remove(m, h._tensor_name)
-            elif type(h).__name__=='WeightNorm': nn.utils.remove_weight_norm(m, h.name)
-            else: nn.utils.remove_spectral_norm(m, h.name)
-    for m,training in modes.items(): m.training = training
+    with evaluating(model):
+        for m in list(model.modules()): _make_plain(m)
+
+def _make_plain(m):
+    if parametrize.is_parametrized(m): # its class is shared with the copies of the model, and has to stay as it is
+        values = {name:getattr(m, name).detach().clone() for name in m.parametrizations}
+        m.__class__ = parametrize.type_before_parametrizations(m)
+        del m.parametrizations
+        for name,v in values.items(): m.register_parameter(name, nn.Parameter(v))
+    for h in _hooks_of(m):
+        if isinstance(h, prune.BasePruningMethod): prune.remove(m, h._tensor_name)
+        elif type(h).__name__=='WeightNorm': nn.utils.remove_weight_norm(m, h.name)
+        else: nn.utils.remove_spectral_norm(m, h.name)

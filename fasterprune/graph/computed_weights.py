@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.batches import tensors_in
+from ..core.batches import map_tensors
 from .ops.pointwise import pointwise
-from .plain_layers import bias_given, options_of
+from .plain_layers import apply_computed, bias_given
 from .rules import rules
-from .tracer import Node
-from .values import Param, spread
+from .values import spread
 
 # %% ../../nbs/graph/13_computed_weights.ipynb #cc8b0560
 @dataclass(frozen=True)
@@ -53,21 +52,17 @@ def _backwards(traced, t, i, makers, stored):
         by_number = o.name in moves or rules.get(o.name) is pointwise or o.name=='fake_quantize_per_tensor_affine'
         if not by_number or not isinstance(o.out, Tensor): return None
         found.add(j)
-        todo += tensors_in([o.args,o.kwargs])
+        todo += o.operands
     return sorted(found)
 
 @torch.no_grad()
 def _of_zeros(traced, chain, own):
     "What is computed of a parameter of zeros."
     values = {id(own):torch.zeros_like(own)}
-    def _value(a):
-        if isinstance(a, Tensor): return values.get(id(a), a)
-        return type(a)(map(_value, a)) if isinstance(a, (tuple,list)) else a
-    for j in chain:
-        o = traced.ops[j]
-        kwargs = {k:_value(v) for k,v in o.kwargs.items()}
-        values[id(o.out)] = getattr(torch.ops.aten, o.name)(*map(_value, o.args), **kwargs)
-    return values[id(traced.ops[chain[-1]].out)]
+    for o in [traced.ops[j] for j in chain]:
+        args,kwargs = map_tensors(lambda t: values.get(id(t), t), (o.args,o.kwargs))
+        values[id(o.out)] = out = getattr(torch.ops.aten, o.name)(*args, **kwargs)
+    return out
 
 # %% ../../nbs/graph/13_computed_weights.ipynb #424f8fdc
 def find_elementwise(
@@ -80,7 +75,7 @@ def find_elementwise(
     t,chain = graph.traced.ops[i].args[1],_backwards(graph.traced, graph.traced.ops[i].args[1], i, makers, stored)
     if not chain: return None
     ops = [graph.traced.ops[j] for j in chain]
-    taken = [a for o in ops for a in tensors_in([o.args,o.kwargs])]
+    taken = [a for o in ops for a in o.operands]
     inner = Counter(map(id, taken))
     if any(graph.takers[id(o.out)]!=inner[id(o.out)]+(o.out is t) for o in ops): return None # someone looks on
     sources = {id(a):a for a in taken if id(a) in stored}
@@ -98,7 +93,7 @@ def _dims_of(t, ops, sources, stored):
     def _places(a): return [(d, spread(torch.arange(n), d, a.shape)) for d,n in enumerate(a.shape)]
     labels = {k:{(stored[k],d):l for d,l in _places(a) if a.shape[d]>1} for k,a in sources.items()}
     for o in ops:
-        taken = [labels[id(a)] for a in tensors_in([o.args,o.kwargs]) if id(a) in labels]
+        taken = [labels[id(a)] for a in o.operands if id(a) in labels]
         labels[id(o.out)] = _labels(o.name, o, taken)
         if labels[id(o.out)] is None: return None
     along = _places(t)
@@ -110,16 +105,7 @@ def apply_elementwise(graph, op, known):
     "The signal after a layer whose weight is computed number by number."
     own = graph.param(graph.tensors[known.weight])
     graph.inline.add(own.name)
-    weight,bias = Param(own.name, op.args[1].detach(), own.dims),bias_given(op)
-    bias = bias if bias is None else graph.known(bias)
-    x,n = graph.signal(graph.known(op.args[0])),0 if op.name=='linear' else op.args[1].ndim-2
-    plain = bias if bias is None or isinstance(bias, Param) else None
-    out = rules[op.name](graph, op, x, weight, plain, **(options_of(op, n) if n else {}))
-    if plain is not bias:
-        added = graph.signal(bias).moved(lambda t: t[(...,)+(None,)*n])
-        out = rules['add'](graph, Node('add', (op.out,op.out), {}, op.out, op.place, op.line), out, added)
-    for (name,d),dim in known.others.items():
-        units = graph.bound.get((own.name, dim))
-        makes = dim==int('transpose' in op.name) and isinstance(graph.tensors[name], nn.Parameter)
-        if units is not None: graph.bind(graph.param(graph.tensors[name]), d, units, 'makes' if makes else 'follows')
-    return out
+    bias = bias_given(op)
+    x,bias = graph.signal(graph.known(op.args[0])),bias if bias is None else graph.known(bias)
+    kwargs = {k:v for k,v in op.kwargs.items() if k!='bias'}
+    return apply_computed(graph, op, x, own, bias, known.others, *op.args[3:], **kwargs)

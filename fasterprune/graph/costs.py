@@ -34,9 +34,8 @@ def _einsum(op):
 _costs = {
     **{f'conv{d}d':lambda op: op.out.numel()*op.args[1][0].numel() for d in (1,2,3)},
     **{f'conv_transpose{d}d':lambda op: op.args[0].numel()*op.args[1][0].numel() for d in (1,2,3)},
-    'linear': lambda op: op.out.numel()*op.args[1].shape[-1],
     **{k:lambda op: op.out.numel()*op.args[0].shape[-1] for k in ('matmul','mm','bmm','mv','dot')},
-    **{k:lambda op: op.out.numel()*op.args[1].shape[-1] for k in ('addmm','baddbmm')},
+    **{k:lambda op: op.out.numel()*op.args[1].shape[-1] for k in ('linear','addmm','baddbmm')},
     'einsum': _einsum,
     'scaled_dot_product_attention': lambda op: (op.args[0].numel() + op.out.numel())*op.args[1].shape[-2],
     **{k:lambda op: op.args[0][...,0].numel()*sum(w.numel() for w in op.args[2] if w.ndim>1)

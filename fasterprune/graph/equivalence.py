@@ -13,6 +13,7 @@ from fastcore.basics import groupby
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fasterprune.core.batches import map_tensors
 from fasterprune.graph.facts import Facts
 from fasterprune.graph.values import AbstractValue, distinct
 
@@ -45,13 +46,9 @@ class Equivalence:
     def facts(self):
         "What was found out, said of units instead of identities."
         found,units = self.found,self.units
-        def _each(d): return {k:units[ids] for k,ids in d.items()}
         def _told(pairs): return [(units[ids].unique(), why) for ids,why in pairs]
         united = dict(pins=_told(found.pins), joins=_told(found.joins), borders=_told(found.borders),
-            bound=_each(found.bound), heads=_each(found.heads), cuts=_each(found.cuts),
-            inputs=[None if ids is None else units[ids] for ids in found.inputs],
-            assumptions={i:[self.of(ids) for ids in outs] for i,outs in found.assumptions.items()},
-            opened=[(*where, self.of(ids)) for *where,ids in found.opened],
+            **{k:map_tensors(self.of, getattr(found, k)) for k in ('bound','heads','cuts','inputs','assumptions','opened')},
             given={k:replace(s, ids=self.of(s.ids)) for k,s in found.given.items() if isinstance(s, AbstractValue)},
             reads=[self._read(r) for r in found.reads],
             norms=[replace(m, units=units[m.units]) for m in found.norms],

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../../nbs/graph/07_facts.ipynb #7ba704f0
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fasterprune.graph.values import AbstractValue, distinct, nothing, rows_of, some
+from fasterprune.graph.values import AbstractValue, agreed, distinct, nothing, rows_of, some
 
 # %% ../../nbs/graph/07_facts.ipynb #797703cc
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class FactRecorder(Facts):
 
     def fix(self, param, reason):
         "Note that nothing of `param` can go."
-        for dim,n in enumerate(param.value.shape):
+        for dim,n in enumerate(param.shape):
             ids = self.fresh(n)
             self.pin(ids, reason)
             self.bind(param, param.dims[dim], ids, 'follows')
@@ -161,24 +161,25 @@ class FactRecorder(Facts):
         "Unit and constant of each index along `dim`: other positions are the same unit, and constant if they agree."
         ids,const = rows_of(signal.ids, dim),rows_of(signal.const, dim)
         self.tie(ids[:,:1], ids, why)
-        return ids[:,0],torch.where((const==const[:,:1]).all(1), const[:,0], torch.nan)
+        return ids[:,0],agreed(const, 1)[:,0]
 
     def tied_along(self, x, dim, why=None):
         "`x` with the same unit all along a dimension."
         first = x.ids.narrow(dim, 0, 1)
         self.tie(first, x.ids, why)
-        return AbstractValue(first.expand(x.shape), x.const, x.is_parameter)
+        return replace(x, ids=first.expand(x.shape))
 
-    def assumption_level(self, op):
+    @property
+    def assumption_level(self):
         "How often this operation turned out to do something else than each of its readings."
         return self.assumption_level_at(self.at)
 
-    def reading(self, op, n):
+    def reading(self, n):
         "Which of `n` ways to read the operation is the next to try."
         self.readings[self.at] = n
         return min(self.assumption_levels.get(self.at, 0), n-1)
 
-    def assumed(self, op, out):
+    def assumed(self, out):
         "Note what comes out of an operation that may not do what it seems to do."
         self.assumptions[self.at] = [s.ids for s in (out if isinstance(out, list) else [out])]
         return out

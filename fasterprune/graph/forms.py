@@ -7,72 +7,28 @@ __all__ = ['trace_forms']
 
 # %% ../../nbs/graph/04_forms.ipynb #2472d311
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..core.batches import as_tuple, tensors_in
+from ..core.batches import map_tensors, tensors_in
 from .trace import trace
 from .tracer import Trace, Tracer, to_number
 
 # %% ../../nbs/graph/04_forms.ipynb #b4acc59a
-def _alike(x, *args, **kwargs): return torch.empty_like(x)
-
-def _paired(x, y, *args, **kwargs):
-    if isinstance(y, Tensor): fits = x.dtype==y.dtype and torch.broadcast_shapes(x.shape, y.shape)==x.shape
-    else: fits = x.is_floating_point() and isinstance(y, (int,float))
-    return torch.empty_like(x) if fits else None
-
-def _times_weight(x, weight, bias=None):
-    fits = x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype
-    return x.new_empty(*x.shape[:-1], len(weight)) if fits else None
-
-def _times(x, y):
-    if min(x.ndim, y.ndim)<2 or x.shape[-1]!=y.shape[-2] or x.dtype!=y.dtype: return None
-    return x.new_empty(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
-
-def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    n = weight.ndim-2
-    if isinstance(padding, str) or x.ndim!=weight.ndim or x.dtype!=weight.dtype: return None
-    if x.shape[1]!=weight.shape[1]*groups or len(weight)%groups: return None
-    stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
-    sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
-    if min(sizes)<=0: return None
-    last = n==2 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=memory_format)
-
-def _attended(q, k, v, *args, **kwargs):
-    alike = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.dtype==k.dtype==v.dtype
-    fits = alike and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and not kwargs.get('enable_gqa')
-    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits else None
-
-def _normed(x, shape, weight=None, bias=None, *args):
-    fits = all(p is None or p.shape==x.shape[-len(shape):]==tuple(shape) for p in (weight,bias))
-    return torch.empty_like(x) if fits else None
-
-def _normed_in_channel(x, *args):
-    fits = x.ndim>1 and all(len(p)==x.shape[1] for p in args if isinstance(p, Tensor))
-    grouped = args and isinstance(args[0], int) and x.shape[1]%args[0]
-    return torch.empty_like(x) if fits and not grouped else None
-
-_forms = dict(linear=_times_weight, matmul=_times, scaled_dot_product_attention=_attended, layer_norm=_normed)
-for _f,_names in (
-    (_alike, 'relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu mish softmax'),
-    (_paired, 'add sub mul div'), (_convolved, 'conv1d conv2d conv3d'), (_normed_in_channel, 'batch_norm group_norm')):
-    _forms.update(dict.fromkeys(_names.split(), _f))
+_slow = {'linear','matmul','scaled_dot_product_attention','conv1d','conv2d','conv3d'}
 
 _by_value = set('''nonzero nonzero_numpy argwhere one_hot masked_select index _unique _unique2 unique_dim
     unique_consecutive repeat_interleave bincount nms'''.split()) # the form of what comes out depends on values
 
 class _FormTracer(Tracer):
-    "Writes down operations, and performs no large ones."
+    "Writes down operations, and performs no slow ones."
     def perform(self, func, name, args, kwargs, varies):
         if varies and (name in to_number or name in _by_value or name=='where' and len(args)==1):
             raise NotImplementedError(f'what {name} gives out depends on values')
-        x,form = (args or (None,))[0],_forms.get(name.removesuffix('_')) if varies else None
-        training = name=='batch_norm' and len(args)>5 and args[5]
-        if form is None or not isinstance(x, Tensor) or kwargs.keys()-{'alpha'} or training: out = None
-        else: out = form(*args, **kwargs)
-        return func(*args, **kwargs) if out is None else x if name.endswith('_') else out
+        alike = len({t.dtype for t in tensors_in(args)})==1 # of different ones `meta` says nothing
+        if not varies or name not in _slow or not alike: return func(*args, **kwargs)
+        return torch.empty_like(func(*map_tensors(_form, args), **map_tensors(_form, kwargs)), device='cpu')
+
+def _form(t): return t.to('meta')
 
 def trace_forms(
     model:nn.Module, # the network

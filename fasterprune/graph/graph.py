@@ -6,8 +6,6 @@
 __all__ = ['Graph', 'trace_sample']
 
 # %% ../../nbs/graph/19_graph.ipynb #bbf5513c
-from dataclasses import fields
-
 from torch import Tensor, nn
 
 from ..core.batches import as_tuple, first_items, is_dense, tensors_in
@@ -15,7 +13,7 @@ from .equivalence import Equivalence
 from .facts import Facts
 from .forms import trace_forms
 from .interpreter import Interpreter
-from .liveness import Liveness
+from .liveness import pinned_and_needed
 from .rules import one_operation
 from .tracer import Trace
 from .trace import trace
@@ -33,12 +31,12 @@ class Graph(Facts):
         found = Interpreter(model, traced or trace_sample(model, sample), assumption_levels, expand)
         equivalence = Equivalence(found)
         facts = equivalence.facts()
-        super().__init__(**{f.name:getattr(facts, f.name) for f in fields(Facts)})
+        super().__init__(**vars(facts))
         self.model,self.traced,self.tensors = model,found.traced,found.tensors
         # by id of a tensor: what is known of it, and which of `reads` makes it
         self.env,self.made,self.live = found.env,found.made,found.live
-        self.n_units,liveness = equivalence.n_units,Liveness(facts, equivalence.n_units)
-        self.pinned,self.needed = liveness.pinned,liveness.needed
+        self.n_units = equivalence.n_units
+        self.pinned,self.needed = pinned_and_needed(facts, self.n_units)
         self.readers = {id(self.tensors[r.weight]):r for r in self.reads}
 
     def __repr__(self):

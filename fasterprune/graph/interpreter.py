@@ -11,7 +11,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from fasterprune.core.batches import is_dense, named_tensors, storage_of, tensors_in
+from fasterprune.core.batches import is_dense, map_tensors, named_tensors, storage_of, tensors_in
 from fasterprune.graph.facts import FactRecorder
 from fasterprune.graph.ops import attention, joining, layers, matmul, norms, parts # noqa: F401 they bring their rules
 from fasterprune.graph.ops import pointwise, reductions, shape as shape_rules # noqa: F401
@@ -19,12 +19,10 @@ from fasterprune.graph.ops.creation import is_sized
 from fasterprune.graph.recognized import recognize
 from fasterprune.graph.rules import barrier, leaves, place, rules
 from fasterprune.graph.sizes import most_followed
-from fasterprune.graph.values import AbstractValue, Param, compact, nothing
+from fasterprune.graph.values import AbstractValue, Param, compact, followed, nothing
 
 # %% ../../nbs/graph/16_interpreter.ipynb #b0bab7eb
 failed_rules = [] # operation, module and error of each rule that has failed since the start of the process
-
-def _failed(*what): failed_rules.append(what)
 
 def _geometry(t): return t.data_ptr(),tuple(t.shape),t.stride()
 
@@ -63,7 +61,7 @@ class Interpreter(FactRecorder):
         self.model,self.traced,self.expand,self.memory,self.made = model,traced,expand,Memory(model),{}
         self.tensors,self.env = self.memory.tensors,self.memory.env
         # how often each tensor is taken in all
-        self.takers = Counter(id(t) for op in traced.ops for t in tensors_in([op.args,op.kwargs]))
+        self.takers = Counter(id(t) for op in traced.ops for t in op.operands)
         self.takers += Counter(map(id, tensors_in(traced.output)))
         self.taken = Counter() # and how often up to now
         for x in traced.seen: self._input(x)
@@ -72,13 +70,17 @@ class Interpreter(FactRecorder):
         self._give_out(tensors_in(traced.output))
 
     def n_uses(self, t): return self.takers[id(t)]
-    def n_calls(self, layer): return sum(c.name==layer for c in self.traced.calls)
+    def n_calls(self, layer): return len(self.calls_of(layer))
     def param(self, t): return self.env[id(t)]
+
+    def calls_of(self, layer, at=None):
+        "The calls of a module; only those in which the operation `at` is performed, if it is given."
+        return [c for c in self.traced.calls if c.name==layer and (at is None or c.first<=at<c.last)]
 
     def is_taken_outside(self, layer, params):
         "Does something outside of the calls of a module take one of `params`, too?"
-        inner = {j for c in self.traced.calls if c.name==layer for j in range(c.first, c.last)}
-        taken = Counter(id(t) for o in [self.traced.ops[j] for j in inner] for t in tensors_in([o.args,o.kwargs]))
+        inner = {j for c in self.calls_of(layer) for j in range(c.first, c.last)}
+        taken = Counter(id(t) for o in [self.traced.ops[j] for j in inner] for t in o.operands)
         return any(taken[id(p)]!=self.takers[id(p)] for p in params if p is not None)
 
     def known(self, t):
@@ -86,12 +88,6 @@ class Interpreter(FactRecorder):
         found,seen = self.memory.known(t)
         for x in seen: self.pin(x.ids, 'seen under another name')
         return _one_for_all(seen[0], t.shape) if seen else found
-
-    def known_in(self, o):
-        "The same for all tensors in nested arguments."
-        if isinstance(o, Tensor): return self.known(o)
-        if isinstance(o, dict): return {k:self.known_in(v) for k,v in o.items()}
-        return type(o)(map(self.known_in, o)) if type(o) in (tuple,list) else o
 
     def signal(self, x):
         "An activation, parameter or constant as an `AbstractValue`."
@@ -132,12 +128,14 @@ class Interpreter(FactRecorder):
         ending = {}
         for c in self.traced.calls: ending.setdefault(c.last, []).append(c)
         try: inside,made = recognize(self)
-        except Exception as e: inside,made = _failed('recognize', '', e) or (set(),{})
+        except Exception as e:
+            failed_rules.append(('recognize','',e))
+            inside,made = set(),{}
         for at,op in enumerate(self.traced.ops):
             self.at = at
-            if self.at not in inside: self._step(op)
-            else: self._count(op, [self.env.get(id(t)) for t in tensors_in([op.args,op.kwargs])])
-            if self.at in made: self._step_whole(*made[self.at])
+            if self.at not in inside: self.perform(op)
+            else: self._count(op, [self.env.get(id(t)) for t in op.operands])
+            if self.at in made: self._perform_whole(*made[self.at])
             for c in ending.get(self.at+1, []):
                 if not isinstance(c.out, Tensor): continue
                 again = c.name in self.given
@@ -147,7 +145,7 @@ class Interpreter(FactRecorder):
     def _give_out(self, outputs):
         "All that the network gives out stays."
         values = [self.known(o) for o in outputs]
-        if not any(isinstance(s, (AbstractValue,Param)) for s in values):
+        if not any(isinstance(s, followed) for s in values):
             gives = type(self.traced.output).__name__
             raise ValueError(f'{type(self.model).__name__} gives out {gives}, in which nothing is '
                 'found that comes from its input or its parameters: let it give out tensors, in tuples, lists or dicts')
@@ -160,15 +158,15 @@ class Interpreter(FactRecorder):
     def _count(self, op, given):
         "Note what an operation takes, also inside of a module that counts as one."
         self.uses.update(a.name for a in given if isinstance(a, Param))
-        self.taken.update(map(id, tensors_in([op.args,op.kwargs])))
+        self.taken.update(map(id, op.operands))
 
-    def _step(self, op):
+    def perform(self, op):
         "Perform one operation."
-        args,kwargs = self.known_in(op.args),self.known_in(op.kwargs)
+        args,kwargs = map_tensors(self.known, (op.args,op.kwargs))
         given = leaves([args,kwargs])
         self._count(op, given)
-        if not any(isinstance(a, (AbstractValue,Param)) for a in given) and not is_sized(op): return
-        inner = [self.env.get(id(t)) for t in tensors_in([[o.args,o.kwargs] for o in op.inner])]
+        if not any(isinstance(a, followed) for a in given) and not is_sized(op): return
+        inner = [self.env.get(id(t)) for o in op.inner for t in o.operands]
         self.uses.update(a.name for a in inner if isinstance(a, Param))
         in_place = op.name.endswith('_') and not op.name.endswith('__') and op.args and op.out is op.args[0]
         f = self._rule_for(op, in_place, given)
@@ -188,26 +186,26 @@ class Interpreter(FactRecorder):
 
     def _note_assumption(self, op, found):
         "If something else comes out than was assumed, it may have to do with the width of what comes into its module."
-        level = self.assumption_level(op)
-        for c in self.traced.calls if level>1 else []:
-            for s in [self.known(t) for t in tensors_in(c.args) if c.name==op.place]:
+        level = self.assumption_level
+        for c in self.calls_of(op.place) if level>1 else []:
+            for s in map(self.known, tensors_in(c.args)):
                 if not isinstance(s, AbstractValue): continue
                 self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
-        if level and self.at not in self.assumptions and isinstance(found, AbstractValue): self.assumed(op, found)
+        if level and self.at not in self.assumptions and isinstance(found, AbstractValue): self.assumed(found)
 
     def _by_rule(self, f, op, args, kwargs):
         "What a rule says; if it fails, which is a fault of ours, the operation is not analyzed."
         try: return f(self, op, *args, **kwargs)
         except Exception as e:
-            _failed(op.name, op.place, e)
+            failed_rules.append((op.name,op.place,e))
             return barrier(self, op, args, kwargs, why=f'whose rule fails ({type(e).__name__}: {e})')
 
-    def _step_whole(self, call, f):
+    def _perform_whole(self, call, f):
         "Perform a module that counts as one operation; if that fails, which is a fault of ours, the operations in it."
         try: self.env[id(call.out)] = f()
         except Exception as e:
-            _failed('forward', call.name, e)
-            for self.at in range(call.first, call.last): self._step(self.traced.ops[self.at])
+            failed_rules.append(('forward',call.name,e))
+            for self.at in range(call.first, call.last): self.perform(self.traced.ops[self.at])
 
     def _in_place(self, op, t, s, args):
         "What is changed is seen by all that share its memory; what shows another part of it is not followed."

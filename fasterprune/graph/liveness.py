@@ -9,26 +9,24 @@ __all__ = []
 import torch
 
 # %% ../../nbs/graph/18_liveness.ipynb #82015e2c
-class Liveness:
-    "Which units are needed: those that are pinned, and what they depend on."
-    def __init__(self,
-        facts,  # `Facts` about units
-        n_units # how many there are
-    ):
-        self.facts = facts
-        self.pinned = torch.zeros(n_units, dtype=torch.bool)
-        for units,_ in facts.pins: self.pinned[units] = True
-        self.needed,count = self.pinned.clone(),-1
-        while count != self.needed.sum():
-            count = self.needed.sum()
-            self._ask_back()
+def pinned_and_needed(
+    facts,  # `Facts` about units
+    n_units # how many there are
+): # two masks
+    "Which units are pinned, and which are needed: these, and what they depend on."
+    pinned = torch.zeros(n_units, dtype=torch.bool)
+    for units,_ in facts.pins: pinned[units] = True
+    needed,count = pinned.clone(),-1
+    while count != needed.sum():
+        count = needed.sum()
+        _ask_back(facts, needed)
+    return pinned,needed
 
-    def _ask_back(self):
-        "Ask once, from the outputs back to the inputs."
-        needed = self.needed
-        for r in reversed(self.facts.reads): needed[r.cols[r.heard(needed[r.rows]) & r.const.isnan()]] = True
-        for b in self.facts.branches: needed[b.cols[needed[b.rows] & b.const.isnan()]] = True
-        for m in self.facts.norms:
-            read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)
-            read[m.group[needed[m.units]]] = True
-            needed[m.units[read[m.group] & m.const.isnan()]] = True
+def _ask_back(facts, needed):
+    "Ask once, from the outputs back to the inputs."
+    for r in reversed(facts.reads): needed[r.cols[r.heard(needed[r.rows]) & r.const.isnan()]] = True
+    for b in facts.branches: needed[b.cols[needed[b.rows] & b.const.isnan()]] = True
+    for m in facts.norms:
+        read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)
+        read[m.group[needed[m.units]]] = True
+        needed[m.units[read[m.group] & m.const.isnan()]] = True

@@ -6,7 +6,7 @@
 __all__ = ['PlainLayer', 'find_plain_layer', 'bias_given']
 
 # %% ../../nbs/graph/12_plain_layers.ipynb #e796eea8
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..core.models import copy_of
 from ..core.plain_layers import become_layer
 from .rules import rules
 from .trace import trace
-from .tracer import Call, Node
+from .tracer import Call
 from .values import Param
 
 # %% ../../nbs/graph/12_plain_layers.ipynb #240be8da
@@ -26,7 +26,7 @@ class PlainLayer:
     options: dict    # what `become_layer` needs, plain data
     weight: Tensor   # float64
     bias: Tensor|None
-    others: tuple    # names of other parameters in it that have a number for each filter
+    others: dict     # (name of another parameter, dimension) that has a number for each filter -> that of the weight
     rows: bool       # is a filter of zeros computed as one of zeros?
     cols: bool       # are the weights for one input computed as zeros where they are?
 
@@ -43,23 +43,21 @@ def options_of(op, n):
     given = {**defaults, **dict(zip(defaults, op.args[3:])), **{k:v for k,v in op.kwargs.items() if k in defaults}}
     return {k:v if isinstance(v, (int,str)) else list(v)*(n if len(v)==1 else 1) for k,v in given.items()}
 
+def depending(ops, tensors):
+    "The operations that take some of `tensors`, or what they make of them; and the ids of all these."
+    found,ids = [],set(map(id, tensors))
+    for o in ops:
+        if not any(id(t) in ids for t in o.operands): continue
+        found.append(o)
+        ids.update(map(id, tensors_in(o.out)))
+    return found,ids
+
 def _parts(traced, call, varying):
     "The operations inside `call` that take its input, if all others take only parameters, buffers and what they make."
-    made,found = {id(call.args[0])},[]
-    for o in traced.ops[call.first:call.last]:
-        ts = tensors_in([o.args,o.kwargs])
-        if any(id(t) in made for t in ts):
-            found.append(o)
-            made.update(map(id, tensors_in(o.out)))
-        elif o.name.endswith('_') or any(id(t) in varying for t in ts): return None
-    return found
-
-def varying_ids(traced):
-    "All tensors that depend on the input."
-    found = set(map(id, tensors_in(traced.inputs)))
-    for o in traced.ops:
-        if any(id(t) in found for t in tensors_in([o.args,o.kwargs])): found.update(map(id, tensors_in(o.out)))
-    return found
+    ops = traced.ops[call.first:call.last]
+    found,_ = depending(ops, call.args[:1])
+    others = [o for o in ops if o not in found]
+    return None if any(o.name.endswith('_') or any(id(t) in varying for t in o.operands) for o in others) else found
 
 # %% ../../nbs/graph/12_plain_layers.ipynb #67566753
 def _run_layer(m, x, name):
@@ -115,7 +113,7 @@ def find_plain_layer(
             candidates = _candidates(op, inside[:-1], inner)
             options = next((o for o in candidates if _agrees(wide, o, exact, y, out, len(inside)>1)), None)
             if options is None: return None
-            bias,others = bias_given(exact),_others(m, own, options)
+            bias,others = bias_given(exact),{(graph.param(p).name,0):out_dim(op) for p in _others(m, own, options)}
             bias = None if bias is None else _own(bias)
             return PlainLayer(options, _own(exact.args[1]), bias, others, *_zeros_stay(wide, op, y, inner))
         except (ValueError, RuntimeError, TypeError, AttributeError): continue
@@ -143,43 +141,50 @@ def _agrees(wide, options, exact, x, out, padded):
 def _others(m, own, options):
     "Parameters and buffers with a number for each filter."
     n = options['args'].get('out_channels', options['args'].get('out_features'))
-    others = [(k, p) for k,p in m.named_parameters() if p is not own and k.rpartition('.')[2]!='bias' and p.ndim]
-    return tuple(k for k,p in others if len(p)==p.numel()==n)
+    others = [p for k,p in m.named_parameters() if p is not own and k.rpartition('.')[2]!='bias' and p.ndim]
+    return [p for p in others if len(p)==p.numel()==n]
 
 def _zeros_stay(wide, op, x, inner):
     "Are a filter, and the weights of an input, computed as zeros where they are?"
-    out_dim = int('transpose' in op.name)
-    w = wide.get_submodule(inner).weight.data
-    w.select(out_dim, 0).zero_()
-    w.select(1-out_dim, 0).zero_()
+    w,dims = wide.get_submodule(inner).weight.data,(out_dim(op),1-out_dim(op))
+    for d in dims: w.select(d, 0).zero_()
     computed = _run_layer(wide, x, op.name)[1].args[1]
-    return [bool((computed.select(d, 0)==0).all()) for d in (out_dim,1-out_dim)]
+    return [bool((computed.select(d, 0)==0).all()) for d in dims]
 
 # %% ../../nbs/graph/12_plain_layers.ipynb #eb30c90a
+def apply_computed(graph, op, x, own, bias, others, *args, **kwargs):
+    "The signal after a layer whose weight is computed of `own`; `others` are (name, dimension) -> that of the weight."
+    weight,plain = replace(own, value=op.args[1].detach()),bias if isinstance(bias, Param) else None
+    out = rules[op.name](graph, op, x, weight, plain, *args, **kwargs)
+    if plain is not bias: # it is computed, too
+        added = graph.signal(bias).moved(lambda t: t[(...,)+(None,)*(weight.ndim-2)])
+        out = rules['add'](graph, replace(op, name='add', args=(op.out,op.out), kwargs={}), out, added)
+    for (name,d),dim in others.items():
+        units,t = graph.bound.get((own.name, dim)),graph.tensors[name]
+        makes = dim==out_dim(op) and isinstance(t, nn.Parameter)
+        if units is not None: graph.bind(graph.param(t), d, units, 'makes' if makes else 'follows')
+    return out
+
+def out_dim(op):
+    "The dimension of the outputs of a weight."
+    return int('transpose' in op.name)
+
 def apply_plain_layer(graph, call, op, known):
     "The signal after a layer whose weight is computed."
-    m,layer = graph.model.get_submodule(call.name),call.name
-    graph.plain[layer] = known
-    owner = m.get_submodule(known.options['inner'])
-    own = graph.param(owner.weight)
-    weight = Param(own.name, op.args[1].detach(), own.dims)
-    bias = None if known.bias is None else Param(graph.param(owner.bias).name, known.bias.to(op.args[1].dtype), (0,))
-    x = graph.signal(graph.known(call.args[0]))
-    if op.name=='linear': out = rules['linear'](graph, op, x, weight, bias)
-    else:
-        numbers = options_of(op, weight.value.ndim-2)
-        mode = known.options['args'].get('padding_mode', 'zeros')
-        padding = 1 if known.options['same'] or mode=='zeros' and any(as_tuple(known.options['args']['padding'])) else 0
-        op = Node(op.name, (call.args[0],*op.args[1:]), op.kwargs, op.out, op.place, op.line)
-        out = rules[op.name](graph, op, x, weight, bias, **dict(numbers, padding=padding))
-    dim = int('transpose' in op.name)
+    graph.plain[call.name] = known
+    owner = graph.model.get_submodule(call.name).get_submodule(known.options['inner'])
+    own,args,convolved = graph.param(owner.weight),known.options['args'],{}
+    bias = None if known.bias is None else replace(graph.param(owner.bias), value=known.bias.to(op.args[1].dtype))
+    if 'groups' in args:
+        of_zeros = args.get('padding_mode', 'zeros')=='zeros' and any(as_tuple(args['padding']))
+        convolved = dict(groups=args['groups'], padding=int(known.options['same'] or of_zeros))
+    x,op,dim = call.args[0],replace(op, args=(call.args[0],*op.args[1:])),out_dim(op)
+    out = apply_computed(graph, op, graph.signal(graph.known(x)), own, bias, known.others, **convolved)
     rows = graph.bound.get((own.name, dim))
     if rows is None: return out
-    for p in [graph.param(m.get_parameter(k)) for k in known.others]:
-        graph.bind(p, p.value.shape.index(len(rows)), rows)
     if not known.rows:
         made = (known.weight.transpose(0, dim)!=0).flatten(1).any(1).repeat(len(rows)//known.weight.shape[dim])
-        graph.pin(rows[made], f'made by {layer}, in which zeros of the weight are computed as something else')
+        graph.pin(rows[made], f'made by {call.name}, in which zeros of the weight are computed as something else')
     key = own.name,1-dim
     if not known.cols and graph.role.get(key)=='reads': graph.role[key] = 'follows' # zeros there would be none
     return out

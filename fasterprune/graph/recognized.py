@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.batches import storage_of, tensors_in
 from .computed_weights import apply_elementwise, find_elementwise, moves
-from .plain_layers import apply_plain_layer, find_plain_layer, kinds_of_layers, varying_ids
+from .plain_layers import apply_plain_layer, depending, find_plain_layer, kinds_of_layers
 from .root_norms import apply_root_norm, find_root_norm
 from .rules import one_operation
 from .tracer import Call
@@ -71,19 +71,17 @@ class _Recognized:
     def computed_weights(self):
         "Layers whose weights are computed: as plain layers, or number by number."
         graph,tensors = self.graph,self.graph.tensors
-        ids,addresses = [set(map(f, tensors.values())) for f in (id,storage_of)]
+        addresses = set(map(storage_of, tensors.values()))
         def _is_computed(o):
             t = o.args[1] if o.name in kinds_of_layers else None
-            return isinstance(t, Tensor) and id(t) not in ids and storage_of(t) not in addresses
+            return isinstance(t, Tensor) and storage_of(t) not in addresses
         computed = [(i, o) for i,o in enumerate(self.ops) if _is_computed(o)]
         if not computed: return
-        varying = varying_ids(graph.traced)
+        _,varying = depending(self.ops, tensors_in(graph.traced.inputs))
         computed = [(i, o) for i,o in computed if id(o.args[1]) not in varying]
         for i,o in computed:
-            calls = [c for c in graph.traced.calls if c.name==o.place and c.first<=i<c.last]
-            if not calls: continue
-            c = min(calls, key=lambda c: c.last-c.first)
-            plain = find_plain_layer(graph, c, i, varying)
+            c = min(graph.calls_of(o.place, i), key=lambda c: c.last-c.first, default=None)
+            plain = c and find_plain_layer(graph, c, i, varying)
             if plain: self.add(c, partial(apply_plain_layer, graph, c, o, plain))
         makers = {id(t):i for i,o in enumerate(self.ops) for t in tensors_in(o.out)}
         names,left = {id(t):n for n,t in tensors.items()},[i for i,_ in computed if i not in self.inside]
@@ -92,7 +90,7 @@ class _Recognized:
     def _by_number(self, found):
         "Weights that are computed number by number, if nobody else takes what they are computed of."
         graph,chains = self.graph,{j for k in found.values() for j in k.ops}
-        taken = {id(t) for j,o in enumerate(self.ops) if j not in chains for t in tensors_in([o.args,o.kwargs])}
+        taken = {id(t) for j,o in enumerate(self.ops) if j not in chains for t in o.operands}
         for i,k in found.items():
             if any(id(graph.tensors[n]) in taken for n in (k.weight,*(n for n,_ in k.others))): continue
             op = self.ops[i]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .facts import Norm
-from .ops.norms import norm_within, within
+from .ops.norms import affine, norm_within, within
 from .tracer import Node
-from .values import AbstractValue, spread
+from .values import spread
 
 # %% ../../nbs/graph/11_root_norms.ipynb #22350559
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def find_root_norm(
     for dim in [d for d in reversed(range(1, len(shape))) if shape[d]==n]:
         x = _random(*[n if d==dim else 2+d for d in range(len(shape))])
         for names in permutations(params):
-            weight,*bias = [_random(n) for _ in names]
+            weight,bias = (*[_random(n) for _ in names],None)[:2]
             for offset,response in ((0.,False),(1.,False),(0.,True)):
-                known = RootNorm(names[0], names[1] if bias else None, offset, None, math.nan, dim, response)
+                known = RootNorm(*(*names,None)[:2], offset, None, math.nan, dim, response)
                 for k in floats:
                     named = replace(known, eps=k, value=getattr(m, k))
-                    if _may_fit(m, x, named, weight, *(bias or [None]), .3): return named
-                if _may_fit(m, 1e3*x, known, weight, *(bias or [None]), 0.): return known
+                    if _may_fit(m, x, named, weight, bias, .3): return named
+                if _may_fit(m, 1e3*x, known, weight, bias, 0.): return known
 
 # %% ../../nbs/graph/11_root_norms.ipynb #9c3e2c81
 def apply_root_norm(graph, call, known):
@@ -122,8 +122,8 @@ def apply_root_norm(graph, call, known):
     weight,bias = _param(known.weight),_param(known.bias)
     x = graph.materialize_constant(graph.known(call.args[0]), Node('norm', (), {}, call.out, layer))
     if within(x, known.dim): return norm_within(graph, x, weight, bias, known.dim, known.value, False, known.offset)
-    ids,const = graph.along(x, known.dim)
-    for p in (weight,bias): graph.bind(p, 0, ids)
+    ids,const,scale,shift = affine(graph, x, weight, bias, known.dim)
+    scale = known.offset+scale
     graph.join(ids, f'normed by {layer}')
     if known.eps is None: graph.pin(ids, f'normed by {layer}, with an eps that stands in the code')
     known_ids = ids[const.nan_to_num()!=0]
@@ -131,8 +131,7 @@ def apply_root_norm(graph, call, known):
     elif graph.n_calls(layer)>1:
         graph.pin(known_ids, f'its constant is normed by {layer}, which is called several times')
     graph.norms.append(Norm(layer, known.dim, ids, const, torch.zeros(len(ids), dtype=torch.long), known))
-    scale,shift = known.offset+weight.double(),bias.double() if bias else torch.zeros(len(ids), dtype=torch.float64)
     out = const*(const.square().mean()+known.value).rsqrt()*scale + shift
     if known.response: out = torch.where(scale==0, const, torch.nan) + shift
     out = torch.where((const==0)|(scale==0)&(not known.response), shift, out)
-    return AbstractValue(x.ids, spread(out, known.dim, x.shape))
+    return x.with_const(spread(out, known.dim, x.shape))

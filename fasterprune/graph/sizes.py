@@ -12,7 +12,7 @@ import torch
 
 from fasterprune.core.layer_sizes import layer_sizes
 from fasterprune.graph.facts import Size
-from fasterprune.graph.values import distinct, rows_of
+from fasterprune.graph.values import distinct
 
 # %% ../../nbs/graph/09_sizes.ipynb #29b3c049
 def attributes_of(number):
@@ -63,7 +63,7 @@ def note_sizes(graph, op, out, dims, named):
     "Note where the sizes of `out` along `dims` stand; `named` is what is known of each size."
     attrs,shape = vars(graph.model.get_submodule(op.place)),tuple(out.shape)
     for d in dims:
-        units = rows_of(out.ids, d)[:,0]
+        units = out.units_along(d)
         if note_size(graph, op, units, named[d]): continue
         shapes = [k for k,v in attrs.items() if isinstance(v, (tuple,list)) and tuple(v)==shape]
         graph.sizes.extend(Size(op.place, k, units, d) for k in shapes)

@@ -29,6 +29,9 @@ class Node:
     inner: tuple = () # what is performed inside, if it is a whole module
     numbers: tuple = () # the whole numbers that PyTorch was called with, if some of them know where they come from
 
+    @property
+    def operands(self): return tensors_in([self.args,self.kwargs])
+
 @dataclass(eq=False)
 class Call:
     "One call of a module."

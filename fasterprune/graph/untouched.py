@@ -69,10 +69,7 @@ def forgotten(model):
     finally:
         for f,misses in remembering:
             if f.cache_info().misses!=misses: f.cache_clear()
-        for now,was in before:
-            if len(now)==len(was) and all(a is b for a,b in zip(_parts(now), _parts(was))): continue
-            now.clear()
-            (now.extend if isinstance(now, list) else now.update)(was)
+        for now,was in before: _put_back(now, was)
 
 def _parts(o): return [*o,*o.values()] if isinstance(o, dict) else list(o)
 
@@ -80,19 +77,15 @@ def _parts(o): return [*o,*o.values()] if isinstance(o, dict) else list(o)
 def untouched(model):
     "Whatever modules, and their hooks, store in themselves while they run is forgotten afterwards."
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    before = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
-    stored = [(o, dict(vars(o))) for o in hook_owners(model)]
+    held = [vars(o) for o in hook_owners(model)] + [d for m in modules for d in (m._buffers,vars(m))]
+    before = [(d, dict(d)) for d in held]
     try:
         with forgotten(model): yield
     finally:
-        for o,attrs in stored:
-            vars(o).clear()
-            vars(o).update(attrs)
-        for m,attrs,buffers in before:
-            _put_back(m._buffers, buffers)
-            _put_back(m.__dict__, attrs)
+        for now,was in before: _put_back(now, was)
 
 def _put_back(now, was):
-    if now.keys()==was.keys() and all(now[k] is v for k,v in was.items()): return
+    "Let a list, dict or set hold again what it held."
+    if len(now)==len(was) and all(a is b for a,b in zip(_parts(now), _parts(was))): return
     now.clear()
-    now.update(was)
+    (now.extend if isinstance(now, list) else now.update)(was)

@@ -49,6 +49,15 @@ def agreeing(t, dim):
 
 def uniform(t, dim): return bool(agreeing(t, dim).all())
 
+def agreed(t, dim):
+    "`t` where it is the same all along `dim`, else NaN."
+    d = distinct(t)
+    return torch.where(agreeing(d, dim), d.narrow(dim, 0, min(1, d.shape[dim])), torch.nan).expand(t.shape)
+
+def constant(value, shape):
+    "The same number all over a shape."
+    return torch.tensor(float(value), dtype=torch.float64).expand(shape)
+
 def some(t, dim):
     "`t.any(dim)` for a matrix of bools; in whole bytes it takes a thirtieth of the time."
     return t.contiguous().view(torch.uint8).amax(dim).bool() if t.numel() else t.any(dim)
@@ -64,12 +73,20 @@ class AbstractValue:
     @property
     def shape(self): return self.ids.shape
     @property
+    def ndim(self): return self.ids.ndim
+    @property
     def is_literal(self): return bool((distinct(self.ids)==-1).all())
     def moved(self, f): return AbstractValue(compact(f(self.ids)), compact(f(self.const)), self.is_parameter)
     def varies(self, dim): return self.shape[dim]>1 and not uniform(self.ids, dim)
     @property
-    def unit_dims(self): return [d for d in range(len(self.shape)) if self.varies(d)] # along which units differ
-    def unknown(self): return AbstractValue(self.ids, nothing.expand(self.shape))
+    def unit_dims(self): return [d for d in range(self.ndim) if self.varies(d)] # along which units differ
+    def with_const(self, const): return AbstractValue(self.ids, const.expand(self.shape))
+    def unknown(self): return self.with_const(nothing)
+    def units_along(self, dim): return rows_of(self.ids, dim)[:,0] # the first one at each index
+
+def value_along(ids, const, dim, shape):
+    "A value of a shape whose units and constants, two vectors, run along `dim`."
+    return AbstractValue(spread(ids, dim, shape), spread(const, dim, shape))
 
 # %% ../../nbs/graph/06_values.ipynb #1ad95890
 @dataclass(frozen=True)
@@ -80,5 +97,11 @@ class Param:
     dims: tuple   # dimensions of the stored parameter, in the order in which `value` shows them
 
     @property
+    def shape(self): return self.value.shape
+    @property
+    def ndim(self): return self.value.ndim
+    @property
     def layer(self): return self.name.rpartition('.')[0]
     def double(self): return self.value.double().cpu()
+
+followed = AbstractValue,Param # what is known of arguments that are more than numbers of the code

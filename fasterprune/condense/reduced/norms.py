@@ -57,7 +57,7 @@ def _narrow(graph, op, x, module=None):
     after = [o for o in op.inner if o.place.startswith(f'{op.place}.'.lstrip('.'))] if module.then else []
     if not after: return out
     graph.env[id(after[0].args[0])] = out
-    for o in after: graph._step(o)
+    for o in after: graph.perform(o)
     return graph.env[id(op.out)]
 
 # %% ../../../nbs/condense/reduced/01_norms.ipynb #1eea2340

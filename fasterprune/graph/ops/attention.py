@@ -14,13 +14,13 @@ from torch import Tensor
 from fasterprune.graph.facts import LinearUse
 from fasterprune.graph.ops.layers import contract
 from fasterprune.graph.rules import barrier, leaves, place, rule
-from fasterprune.graph.values import AbstractValue, Param, agreeing, distinct, some, zero_or_unknown
+from fasterprune.graph.values import AbstractValue, Param, agreed, some, value_along, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/10_attention.ipynb #80f0d1a4
 @rule('scaled_dot_product_attention')
 def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
     q,k,v = [graph.materialize_constant(graph.signal(s), op) for s in (q,k,v)]
-    n = q.ids.ndim
+    n = q.ndim
     if any(s.varies(n-2) for s in (q,k,v)): return barrier(graph, op, q, k, v, mask)
     if kwargs.get('enable_gqa'): k,v = [_for_each_query(graph, op, q, s) for s in (k,v)]
     _meet_mask(graph, op, mask, q, k, v)
@@ -32,9 +32,9 @@ def _attention(graph, op, q, k, v, mask=None, *args, **kwargs):
         graph.pin(u[~((x==0)|(y==0)) | depends], f'summed over in {place(op)}')
     else:
         for s in (q,k): graph.tie(s.ids[...,:1,:1], v.ids[...,:1,:], f'heads of {place(op)}')
-    const = torch.where(agreeing(v.const, -2), distinct(v.const).narrow(-2, 0, 1), torch.nan)
+    const = agreed(v.const, -2)
     if mask is not None: const = zero_or_unknown(const==0)
-    return AbstractValue(v.ids[...,:1,:].expand(op.out.shape), const.expand(op.out.shape))
+    return AbstractValue(*[t[...,:1,:].expand(op.out.shape) for t in (v.ids,const)])
 
 # %% ../../../nbs/graph/ops/10_attention.ipynb #5733fd44
 def _for_each_query(graph, op, q, x):
@@ -47,7 +47,7 @@ def _for_each_query(graph, op, q, x):
 def _meet_mask(graph, op, mask, q, k, v):
     "What is added to the scores of each head belongs to it; what is the same for all heads stays."
     if not isinstance(mask, (AbstractValue,Param,Tensor)): return
-    m,n = graph.signal(mask),q.ids.ndim
+    m,n = graph.signal(mask),q.ndim
     m = m.moved(lambda t: t[(None,)*(n-t.ndim)])
     each = n>3 and m.shape[n-3]>1
     own = not m.is_literal and (m.is_parameter or not any(m.varies(d) for d in (*range(n-3), n-2, n-1)))
@@ -70,15 +70,14 @@ def _multihead(graph, op, *args, module=None, **kwargs):
         return barrier(graph, op, q, k, v, *map(graph.param, module.parameters()))
     out_weight,out_bias = [_param_of(graph, module, f'out_proj.{n}') for n in ('weight','bias')]
     graph.heads[op.place] = heads = graph.fresh(module.num_heads)
-    units = heads.repeat_interleave(out_weight.value.shape[1]//module.num_heads)
+    units = heads.repeat_interleave(out_weight.shape[1]//module.num_heads)
     value = _read_by_heads(graph, op, module, units, [graph.materialize_constant(graph.signal(x), op) for x in (q,k,v)])
     masks = [a for a in leaves(others) if isinstance(a, (AbstractValue,Param,Tensor))]
     for a in masks: graph.pin(graph.signal(a).ids, f'a mask of {place(op)}')
     if masks: value = zero_or_unknown(value==0)
     out,weights = op.out
     if weights is not None and graph.n_uses(weights): graph.pin(heads, f'the attention weights of {place(op)} are used')
-    shape = out.shape
-    attended = AbstractValue(units.expand(*shape[:-1], -1), value.expand(*shape[:-1], -1))
+    attended = value_along(units, value, -1, (*out.shape[:-1], len(units)))
     projection = replace(op, name='linear', args=(), kwargs={}, out=out)
     projected = contract(graph, projection, attended, out_weight, out_bias, -1)
     return [projected, *([] if weights is None else [graph.one_unit(replace(op, out=weights))])]

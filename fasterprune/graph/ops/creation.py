@@ -12,7 +12,7 @@ from torch import nn
 from fasterprune.graph.origins import origins_of
 from fasterprune.graph.rules import barrier, rule
 from fasterprune.graph.sizes import attribute_of_size, count_units, fresh_along
-from fasterprune.graph.values import AbstractValue, Param, rows_of, spread
+from fasterprune.graph.values import AbstractValue, Param, constant, followed, spread
 
 # %% ../../../nbs/graph/ops/04_creation.ipynb #44d71d27
 _news = dict(zeros=0., ones=1., full=None, empty=torch.nan)
@@ -26,28 +26,30 @@ def is_sized(op):
 @rule(*_news, *(f'new_{n}' for n in _news), 'new_empty_strided')
 def _new(graph, op, *args, **kwargs):
     "A constant of the code, but for sizes that stand in attributes or are those of units: they change with them."
-    if graph.assumption_level(op): return None
+    if graph.assumption_level: return None
     named = origins_of(op.numbers, op.out.shape)
     counted = [d for d in range(1, op.out.ndim) if attribute_of_size(named[d])]
     ids = fresh_along(graph, op.out.shape, counted) if counted else _as_wide(graph, named, op.out.shape)
     if ids is None: return None
     fill = _news[_filled_with(op)]
     if fill is None: fill = kwargs.get('fill_value', args[-1])
-    out = AbstractValue(ids, torch.tensor(float(fill), dtype=torch.float64).expand(op.out.shape))
-    for d in counted: count_units(graph, named[d].origins[0], rows_of(ids, d)[:,0])
-    return graph.assumed(op, out)
+    out = AbstractValue(ids, constant(fill, op.out.shape))
+    for d in counted: count_units(graph, named[d].origins[0], out.units_along(d))
+    return graph.assumed(out)
 
 def _as_wide(graph, named, shape):
     "The units of another tensor, for a new one that is as wide; `None` if it is not."
     for d,number in enumerate(named):
-        s = graph.env.get(id(number.origins[0].tensor)) if d and number is not None and number.exact else None
+        if not d or number is None or not number.exact: continue
+        origin = number.origins[0]
+        s,index = graph.env.get(id(origin.tensor)),origin.index
         layer = graph.model.get_submodule(s.layer) if isinstance(s, Param) else None
         if isinstance(layer, (nn.Linear,nn.modules.conv._ConvNd)) and shape[d]>1: # as its layer will say
             ids = graph.fresh(shape[d])
-            graph.bind(s, s.dims[number.origins[0].index], ids, 'follows')
+            graph.bind(s, s.dims[index], ids, 'follows')
             return spread(ids, d, shape)
-        if isinstance(s, AbstractValue) and not s.is_parameter and s.unit_dims==[number.origins[0].index]:
-            return spread(rows_of(s.ids, number.origins[0].index)[:,0], d, shape)
+        if isinstance(s, AbstractValue) and not s.is_parameter and s.unit_dims==[index]:
+            return spread(s.units_along(index), d, shape)
 
 # %% ../../../nbs/graph/ops/04_creation.ipynb #842d3e71
 @rule('zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like')
@@ -55,12 +57,12 @@ def _filled(graph, op, x, *args, **kwargs):
     x = graph.signal(x)
     value = args[0] if args else kwargs.get('fill_value')
     known = dict(zeros_like=0., ones_like=1., full_like=value).get(op.name, torch.nan)
-    return AbstractValue(x.ids, torch.tensor(float(known), dtype=torch.float64).expand(x.shape))
+    return x.with_const(constant(known, x.shape))
 
 @rule('copy')
 def _copy(graph, op, x, y, *args): return graph.signal(y).moved(lambda t: t.expand(op.out.shape))
 
 @rule('fill', 'zero')
 def _fill(graph, op, x, value=0.):
-    if isinstance(value, (AbstractValue,Param)): return barrier(graph, op, x, value)
-    return AbstractValue(graph.signal(x).ids, torch.tensor(float(value), dtype=torch.float64).expand(op.out.shape))
+    if isinstance(value, followed): return barrier(graph, op, x, value)
+    return graph.signal(x).with_const(constant(value, op.out.shape))

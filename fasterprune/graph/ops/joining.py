@@ -7,15 +7,14 @@ __all__ = []
 
 # %% ../../../nbs/graph/ops/07_joining.ipynb #9cef19ef
 import torch
-from torch import Tensor
 
 from fasterprune.graph.rules import barrier, place, rule
-from fasterprune.graph.values import AbstractValue, agreeing, compact, spread
+from fasterprune.graph.values import AbstractValue, agreed, compact, constant, spread, value_along
 
 # %% ../../../nbs/graph/ops/07_joining.ipynb #570905c0
 @rule('cat', 'concat', 'concatenate')
 def _cat(graph, op, xs, dim=0):
-    xs = [x for x in xs if tuple(x.shape if isinstance(x, (AbstractValue,Tensor)) else x.value.shape)!=(0,)]
+    xs = [x for x in xs if tuple(x.shape)!=(0,)]
     return _join(graph, op, [graph.signal(x) for x in xs], dim%op.out.ndim)
 
 @rule('stack')
@@ -26,7 +25,7 @@ def _stack(graph, op, xs, dim=0):
 def _join(graph, op, xs, dim):
     "The signal of tensors side by side along `dim`."
     constants,lively = [x for x in xs if x.is_literal],[x for x in xs if not x.is_literal and not x.is_parameter]
-    if constants and graph.assumption_level(op): return barrier(graph, op, *xs)
+    if constants and graph.assumption_level: return barrier(graph, op, *xs)
     if not lively and not constants:
         return AbstractValue(*_side_by_side([x.ids for x in xs], xs, dim, op.out.shape), True)
     across = [d for d in range(op.out.ndim) if d!=dim and any(x.varies(d) for x in lively)]
@@ -35,7 +34,7 @@ def _join(graph, op, xs, dim):
         xs = [_by_index(graph, op, x, dim, across) for x in xs]
         ids = [x.ids for x in xs]
     out = AbstractValue(*_side_by_side(ids, xs, dim, op.out.shape))
-    return graph.assumed(op, out) if constants else out # these may be made to fill up
+    return graph.assumed(out) if constants else out # these may be made to fill up
 
 def _same_across(graph, op, xs, first, dim, across):
     "Units of parts that all have the same ones across."
@@ -50,7 +49,7 @@ def _by_index(graph, op, x, dim, across):
     "A part with one unit for each index along `dim`, if others have units across."
     x = graph.materialize_constant(x, op)
     if not across and not x.is_parameter: return x
-    return AbstractValue(*[spread(v, dim, x.shape) for v in graph.along(x, dim, f'concatenated in {place(op)}')])
+    return value_along(*graph.along(x, dim, f'concatenated in {place(op)}'), dim, x.shape)
 
 def _side_by_side(ids, xs, dim, shape): return [_joined(ts, dim, shape) for ts in (ids, [x.const for x in xs])]
 
@@ -67,15 +66,15 @@ def _pad(graph, op, x, pad, mode='constant', value=None):
     if op.name=='constant_pad_nd': mode,value = 'constant',0 if mode=='constant' else mode
     constant = op.name in ('pad','constant_pad_nd') and mode=='constant'
     x,value = graph.signal(x),float(value or 0)
-    n = len(x.shape)
+    n = x.ndim
     pads = {n-1-i//2:(pad[i],pad[i+1]) for i in range(0, len(pad), 2) if pad[i] or pad[i+1]}
     adds_units = any(x.varies(d) for d in pads)
-    if adds_units and (graph.assumption_level(op) or not constant): return barrier(graph, op, x)
+    if adds_units and (graph.assumption_level or not constant): return barrier(graph, op, x)
     for d,(a,b) in pads.items():
         if not x.varies(d): x = _with_positions(x, d, a+b, value if constant else None)
         elif min(a, b)<0: return barrier(graph, op, x)
         else: x = _with_units(graph, op, x, d, a, b, value)
-    return graph.assumed(op, x) if adds_units else x
+    return graph.assumed(x) if adds_units else x
 
 def _with_units(graph, op, x, d, before, after, value):
     "The signal of `x` with constant units on either side."
@@ -83,13 +82,13 @@ def _with_units(graph, op, x, d, before, after, value):
         ids = graph.fresh(m)
         graph.pin(ids, f'padding in {place(op)}')
         shape = [m if i==d else s for i,s in enumerate(x.shape)]
-        return AbstractValue(spread(ids, d, shape), torch.tensor(value, dtype=torch.float64).expand(shape))
+        return AbstractValue(spread(ids, d, shape), constant(value, shape))
     parts = [_edge(before), x, _edge(after)]
     return AbstractValue(*[compact(torch.cat([getattr(p, k) for p in parts], d)) for k in ('ids','const')])
 
 def _with_positions(x, d, n, value):
     "The signal of `x` with `n` more positions: those of a constant, or such as it has if `value` is `None`."
     shape = [s+n if i==d else s for i,s in enumerate(x.shape)]
-    const = torch.where(agreeing(x.const, d), x.const.narrow(d, 0, 1), torch.nan)
+    const = agreed(x.const, d).narrow(d, 0, 1)
     if value is not None: const = torch.where(const==value, const, torch.nan)
     return AbstractValue(x.ids.narrow(d, 0, 1).expand(shape), compact(const.expand(shape)))

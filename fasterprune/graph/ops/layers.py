@@ -14,7 +14,8 @@ from torch import Tensor
 from fasterprune.core.batches import as_tuple
 from fasterprune.graph.facts import LinearUse
 from fasterprune.graph.rules import barrier, leaves, place, rule, rules
-from fasterprune.graph.values import AbstractValue, Param, distinct, nothing, some, spread
+from fasterprune.graph.values import AbstractValue, Param, agreed, distinct, followed, nothing, some, spread
+from fasterprune.graph.values import value_along, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #9d6011d2
 def outputs_first(
@@ -45,11 +46,11 @@ def bias_of(bias, n):
 def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)):
     "The signal after a layer that reads `x` along `dim`."
     x = graph.materialize_constant(x, op)
-    if dim==-1 and not x.varies(x.ids.ndim-1) and x.unit_dims: return _mix(graph, op, x, weight, bias)
+    if dim==-1 and not x.varies(x.ndim-1) and x.unit_dims: return _mix(graph, op, x, weight, bias, axes)
     if groups>1: graph.join(x.ids, f'grouped convolution {weight.layer}')
     cols,const = graph.along(x.moved(lambda t: t.unflatten(dim, (groups,-1))), dim)
     other = weight.value.dtype!=graph.tensors[weight.name].dtype or weight.name in graph.inline
-    if other: const = torch.where(const==0, const, torch.nan) # computed in another precision than that it is stored in
+    if other: const = zero_or_unknown(const==0) # computed in another precision than that it is stored in
     value = outputs_first(weight.value, axes)
     rows = graph.fresh(len(value)//groups).repeat(groups)
     names = tuple(weight.dims[a] for a in axes) # dimensions of the stored parameter
@@ -62,7 +63,7 @@ def contract(graph, op, x, weight, bias, dim, padded=False, groups=1, axes=(0,1)
     graph.reads.append(read)
     graph.layers[weight.name] = groups
     out = _contracted(weight, bias, const, connectivity, padded, axes)
-    return AbstractValue(spread(rows, dim, op.out.shape), spread(out, dim, op.out.shape))
+    return value_along(rows, out, dim, op.out.shape)
 
 def _contracted(weight, bias, const, connectivity, padded, axes):
     "The constant of each output: one that reads nothing which varies, nor a constant across a padded border."
@@ -73,20 +74,20 @@ def _contracted(weight, bias, const, connectivity, padded, axes):
     return torch.where(some(connectivity & (unknown|known if padded else unknown), 1), torch.nan, out)
 
 
-def _mix(graph, op, x, weight, bias):
+def _mix(graph, op, x, weight, bias, axes):
     "The signal after a layer that reads positions, whatever unit is there: nothing of its weight can go."
     for p in (weight,bias):
         if p: graph.fix(p, f'over positions in {place(op)}')
-    value = outputs_first(weight.value, (0,1) if op.name=='linear' else (1,0)).double().cpu()
+    value = outputs_first(weight.value, axes).double().cpu()
     shape = op.out.shape
     if x.const.isnan().all(): out = nothing
-    else: out = (x.const.to(torch.float64)@value.T) + (bias.double() if bias else 0)
+    else: out = x.const@value.T + (bias.double() if bias else 0)
     return AbstractValue(x.ids[...,:1].expand(shape), out.expand(shape))
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #c90dbed5
 @rule('linear')
 def _linear(graph, op, x, weight, bias=None):
-    if not all_params(weight) or weight.value.ndim!=2: return barrier(graph, op, x, weight, bias)
+    if not all_params(weight) or weight.ndim!=2: return barrier(graph, op, x, weight, bias)
     if bias is None or isinstance(bias, Param): return contract(graph, op, x, weight, bias, -1)
     out = contract(graph, op, x, weight, None, -1)
     return rules['add'](graph, replace(op, name='add'), out, bias) # a bias that is computed
@@ -95,21 +96,21 @@ def _linear(graph, op, x, weight, bias=None):
 def _conv(graph, op, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
     padded = padding=='same' if isinstance(padding, str) else any(as_tuple(padding))
-    f = _depthwise if groups>1 and weight.value.shape[1]==1 else contract
-    return f(graph, op, x, weight, bias, 1-weight.value.ndim, padded, groups)
+    f = _depthwise if groups>1 and weight.shape[1]==1 else contract
+    return f(graph, op, x, weight, bias, 1-weight.ndim, padded, groups)
 
 @rule('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
 def _conv_transpose(graph, op, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
-    dim = 1-weight.value.ndim
-    if weight.value.shape[:2]==(groups,1) and groups>1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
+    dim = 1-weight.ndim
+    if weight.shape[:2]==(groups,1) and groups>1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
     if groups>1: return barrier(graph, op, x, weight, bias, why='transposed and grouped')
     return contract(graph, op, x, weight, bias, dim, True, axes=(1,0))
 
 def _is_usual(op, weight, bias):
     "Is it done to a batch, by a parameter that is not turned round?"
     if not all_params(weight, bias): return False
-    return weight.dims==tuple(range(weight.value.ndim)) and op.args[0].ndim==weight.value.ndim
+    return weight.dims==tuple(range(weight.ndim)) and op.args[0].ndim==weight.ndim
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #85fb0818
 def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
@@ -128,34 +129,33 @@ def _depthwise(graph, op, x, weight, bias, dim, padded, groups):
     if bordered.any():
         graph.borders.append((ids[bordered], f'its constant meets the zeros beyond the border in {weight.layer}'))
     out = torch.where(live, const*kernel.sum(1) + shift, shift)
-    shape = op.out.shape
-    return AbstractValue(spread(ids, dim, shape), spread(torch.where(bordered, torch.nan, out), dim, shape))
+    return value_along(ids, torch.where(bordered, torch.nan, out), dim, op.out.shape)
 
 # %% ../../../nbs/graph/ops/01_layers.ipynb #266fa3b0
 @rule('prelu')
 def _prelu(graph, op, x, weight):
     if not all_params(weight): return barrier(graph, op, x, weight)
     x = graph.materialize_constant(x, op)
-    if weight.value.numel()==1: slope,const,ids = weight.double().flatten(),distinct(x.const),x.ids
-    else:
+    slope,const = weight.double(),x.const
+    if slope.numel()>1:
         units,const = graph.along(x, 1)
         graph.bind(weight, 0, units)
-        slope,ids = weight.double(),x.ids
-    out = torch.where(const>=0, const, const*slope)
-    return AbstractValue(ids, out.expand(x.shape) if weight.value.numel()==1 else spread(out, 1, x.shape))
+        slope,const = [spread(v, 1, x.shape) for v in (slope,const)]
+    const,slope = [distinct(v) for v in (const,slope)]
+    return x.with_const(torch.where(const>=0, const, const*slope))
 
 @rule('embedding', 'embedding_bag')
 def _embedding(graph, op, weight, index, *args, **kwargs):
     if not all_params(weight) or op.name=='embedding' and weight.dims!=(0,1):
         return barrier(graph, op, weight, index, args)
     for a in leaves([index,args,kwargs]):
-        if isinstance(a, (AbstractValue,Param)): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
-    units,value = graph.fresh(weight.value.shape[1]),weight.double()
+        if isinstance(a, followed): graph.pin(graph.signal(a).ids, f'read by {place(op)}')
+    units,value = graph.fresh(weight.shape[1]),weight.double()
     graph.bind(weight, 1, units)
-    const = torch.where((value==value[:1]).all(0), value[0], torch.nan)
+    const = agreed(value, 0)[0]
     out = op.out if isinstance(op.out, Tensor) else op.out[0]
-    if out is not op.out: const = torch.where(const==0, const, torch.nan)
-    signal = AbstractValue(spread(units, -1, out.shape), spread(const, -1, out.shape))
+    if out is not op.out: const = zero_or_unknown(const==0)
+    signal = value_along(units, const, -1, out.shape)
     return signal if out is op.out else [signal, *[None]*(len(op.out)-1)]
 
 @rule('lstm', 'gru', 'rnn_tanh', 'rnn_relu')

@@ -14,7 +14,7 @@ from torch import nn
 from fasterprune.graph.ops.layers import contract
 from fasterprune.graph.ops.pointwise import elementwise, pointwise
 from fasterprune.graph.rules import barrier, place, rule, rules
-from fasterprune.graph.values import AbstractValue, Param, distinct, zero_or_unknown
+from fasterprune.graph.values import AbstractValue, Param, agreed, distinct, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/09_matmul.ipynb #d027624c
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class _Factor:
     def dim(self, c): return self.names.index(c)
     def size(self, c): return self.value.shape[self.dim(c)]
     def varies(self, c): return c in self.names and self.value.varies(self.dim(c))
-    def aligned(self, want): return self.value.moved(lambda t: _align(t, self.names, want))
-
-def _align(t, have, want):
-    "View `t`, whose dimensions are `have`, as one with the dimensions `want`."
-    t = t.permute([have.index(c) for c in want if c in have])
-    return t[tuple(slice(None) if c in have else None for c in want)]
+    def aligned(self, want):
+        "The value with the dimensions `want`; of others, at the first position."
+        first,left = tuple(slice(None) if c in want else 0 for c in self.names),[c for c in self.names if c in want]
+        order = [left.index(c) for c in want if c in left]
+        index = tuple(slice(None) if c in left else None for c in want)
+        return self.value.moved(lambda t: t[first].permute(order)[index])
 
 def _is_plain(left, right, result):
     "Is each letter in one factor once, and in the result or else in both factors?"
@@ -55,7 +55,7 @@ def _product(graph, op, a, b, left, right, result, bias=None):
 
 def _as_layer(graph, op, x, w, result, summed, bias):
     "The signal of a product with a matrix that is a parameter, which is a Linear layer; `None` if it is none."
-    if not isinstance(w.value, Param) or w.value.value.ndim!=2: return None
+    if not isinstance(w.value, Param) or w.value.ndim!=2: return None
     if isinstance(x.value, Param) or len(summed)!=1: return None
     s,c = graph.signal(x.value),summed[0]
     made = next(n for n in w.names if n!=c)
@@ -78,7 +78,7 @@ def _over_units(graph, op, a, b, units):
 # %% ../../../nbs/graph/ops/09_matmul.ipynb #31303acb
 def _connects(graph, w, x, have, summed):
     "Is a square matrix, and no parameter, multiplied with positions of `x`, whose units are along its last dimension?"
-    square = w.value.shape[0]==w.value.shape[1] and not isinstance(graph.tensors[w.name], nn.Parameter)
+    square = w.shape[0]==w.shape[1] and not isinstance(graph.tensors[w.name], nn.Parameter)
     return square and have[-1]!=summed and x.varies(len(have)-1)
 
 def _mixed(graph, op, a, b, summed):
@@ -104,34 +104,25 @@ def _mixes(mixer, x, summed):
 # %% ../../../nbs/graph/ops/09_matmul.ipynb #c66fe3df
 def _over_positions(graph, op, factors, result, summed):
     "A product summed over dimensions along which all is of the same unit."
-    ids,consts = elementwise(graph, op, [_at_any_position(f, result, summed) for f in factors])
-    zero = torch.stack(torch.broadcast_tensors(*[c==0 for c in consts])).any(0)
-    return AbstractValue(ids.expand(op.out.shape), zero_or_unknown(zero).expand(op.out.shape))
+    ids,(a,b) = elementwise(graph, op, [_at_any_position(f, result, summed) for f in factors])
+    return AbstractValue(ids, zero_or_unknown((a==0)|(b==0)).expand(ids.shape))
 
 def _at_any_position(factor, result, summed):
     "A factor without the dimensions that are summed over: 0 where it is 0 all along these."
-    x,names = factor.value,factor.names
-    dims = [factor.dim(c) for c in summed]
-    zero = distinct(x.const)==0
-    for d in dims: zero = zero.all(d, keepdim=True)
-    zero = zero.expand([1 if c in summed else n for c,n in zip(names, x.shape)])
-    left = [c for c in names if c not in summed]
-    ids = x.ids[tuple(slice(0, 1) if c in summed else slice(None) for c in names)]
-    ids,zero = [_align(t.squeeze(dims), left, result) for t in (ids,zero)]
-    return AbstractValue(ids, zero_or_unknown(zero))
+    const = factor.value.const
+    for c in summed: const = agreed(const, factor.dim(c))
+    zeros = factor.value.with_const(zero_or_unknown(distinct(const)==0))
+    return replace(factor, value=zeros).aligned(result)
 
 # %% ../../../nbs/graph/ops/09_matmul.ipynb #8ab635c1
 _letters = 'abcdefghijklmnopqrstuvwxyz'
 
 def _matrix_names(a, b):
     "The dimensions of two factors of a matrix product, and of their product."
-    n,m = [len(x.shape if not isinstance(x, Param) else x.value.shape) for x in (a,b)]
+    n,m = a.ndim,b.ndim
     batch = list(_letters[:max(n, m, 2)-2])
-    left = batch[len(batch)-max(n-2, 0):] + (['y'] if n>1 else []) + ['z']
-    right = batch[len(batch)-max(m-2, 0):] + ['z'] + (['x'] if m>1 else [])
+    left,right = [*batch,'y','z'][-n:],[*batch,'z','x'][-m:] if m>1 else ['z']
     return left,right,batch + ['y']*(n>1) + ['x']*(m>1)
-
-def _sized(x): return x.value.shape if isinstance(x, Param) else x.shape
 
 @rule('matmul', 'mm', 'bmm', 'mv', 'dot')
 def _matmul(graph, op, a, b):
@@ -140,7 +131,7 @@ def _matmul(graph, op, a, b):
 
 @rule('inner', 'linalg_vecdot')
 def _inner(graph, op, a, b, dim=-1):
-    n,m = len(_sized(a)),len(_sized(b))
+    n,m = a.ndim,b.ndim
     if op.name=='inner':
         left,right = [*_letters[:n-1]],[*_letters[n:n+m-1]]
         return _product(graph, op, a, b, left+['z'], right+['z'], left+right)
@@ -153,9 +144,9 @@ def _inner(graph, op, a, b, dim=-1):
 def _compared(graph, op, a, b, *args, **kwargs):
     "How near vectors are: where both are 0, or for a distance are the same, a unit adds nothing to it."
     a,b = [graph.materialize_constant(graph.signal(x), op) for x in (a,b)]
-    cosine,n = op.name=='cosine_similarity',max(a.ids.ndim, b.ids.ndim)
+    cosine,n = op.name=='cosine_similarity',max(a.ndim, b.ndim)
     d = (kwargs.get('dim', args[0] if args else 1) if cosine else -1)%n - n
-    if a.shape[d]!=b.shape[d] or any(i!=d+s.ids.ndim for s in (a,b) for i in s.unit_dims):
+    if a.shape[d]!=b.shape[d] or any(i!=d+s.ndim for s in (a,b) for i in s.unit_dims):
         return barrier(graph, op, a, b)
     (u,x),(v,y) = [graph.along(s, d) for s in (a,b)]
     graph.tie(u, v, f'compared in {place(op)}')
@@ -180,6 +171,6 @@ def _einsum(graph, op, equation, xs, **kwargs):
     if len(xs)!=2 or '.' in spec or '->' not in spec: return barrier(graph, op, xs)
     factors,result = spec.split('->')
     left,right = factors.split(',')
-    sizes = dict(zip(left, _sized(xs[0])))
-    if any(sizes.get(c, s)!=s for c,s in zip(right, _sized(xs[1]))): return barrier(graph, op, xs)
+    sizes = dict(zip(left, xs[0].shape))
+    if any(sizes.get(c, s)!=s for c,s in zip(right, xs[1].shape)): return barrier(graph, op, xs)
     return _product(graph, op, *xs, list(left), list(right), list(result))

@@ -14,10 +14,10 @@ from torch import nn
 from fasterprune.graph.facts import Norm, Size
 from fasterprune.graph.ops.layers import bias_of
 from fasterprune.graph.rules import barrier, place, rule
-from fasterprune.graph.values import AbstractValue, Param, distinct, rows_of, spread, zero_or_unknown
+from fasterprune.graph.values import AbstractValue, Param, distinct, spread, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/02_norms.ipynb #90349171
-def _affine(graph, x, weight, bias, dim):
+def affine(graph, x, weight, bias, dim):
     "Units and constants of `x`, and the scale and shift of each."
     ids,const = graph.along(x, dim)
     for param in (weight,bias): graph.bind(param, 0, ids)
@@ -31,7 +31,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
     if training and not own or not all(isinstance(p, Param) for p in params) or not params and not own:
         return barrier(graph, op, x, weight, bias, mean, var)
     x = graph.materialize_constant(x, op)
-    ids,const,scale,shift = _affine(graph, x, weight, bias, 1)
+    ids,const,scale,shift = affine(graph, x, weight, bias, 1)
     for param in (mean,var): graph.bind(param, 0, ids, 'follows')
     alone = not (weight or bias or mean) and graph.n_calls(op.place)==1
     if alone and getattr(graph.model.get_submodule(op.place), 'num_features', None)==len(ids):
@@ -42,7 +42,7 @@ def _batch_norm(graph, op, x, weight, bias, mean, var, training, momentum, eps, 
         scale = scale*(var.double()+eps).rsqrt()
         out = torch.where(scale==0, shift, (const-mean.double())*scale + shift)
         _note_mean(graph, op, mean, scale==0)
-    return AbstractValue(x.ids, spread(out, 1, x.shape))
+    return x.with_const(spread(out, 1, x.shape))
 
 def _note_mean(graph, op, mean, deaf):
     "Note that a running mean can take up constants of a layer without bias, and which outputs are not heard."
@@ -68,7 +68,7 @@ def norm_within(graph, x, weight, bias, dim, eps, centered, offset=0.):
     c = c - c.mean(-1, keepdim=True)*centered
     out = c*(c.square().mean(-1, keepdim=True)+eps).rsqrt()*scale + shift
     out = torch.where((c==0).all(-1, keepdim=True), shift, out)
-    return AbstractValue(x.ids, out.expand(c.shape).movedim(-1, dim))
+    return x.with_const(out.expand(c.shape).movedim(-1, dim))
 
 def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1,
     group=None, # number of each unit's group
@@ -78,7 +78,7 @@ def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1,
     if not all(p is None or isinstance(p, Param) for p in (weight,bias)): return barrier(graph, op, x, weight, bias)
     x = graph.materialize_constant(x, op)
     if groups==1 and group is None and within(x, dim): return norm_within(graph, x, weight, bias, dim, eps, centered)
-    ids,const,scale,shift = _affine(graph, x, weight, bias, dim)
+    ids,const,scale,shift = affine(graph, x, weight, bias, dim)
     graph.join(ids, f'normed by {place(op)}')
     at,then = _norm_dim(graph, op, ids)
     if at is None: graph.pin(ids, f'normed over channels by {place(op)}, whose code is more than a norm')
@@ -87,7 +87,7 @@ def norm_over(graph, op, x, weight, bias, dim, eps, centered=True, groups=1,
     if group is None: group = torch.arange(n) // (n//groups)
     graph.norms.append(Norm(op.place, at, ids, const, group, None, then))
     out = _normed(const, scale, shift, eps, centered, group, gone or [[n//groups,0,0.,0.]]*groups)
-    return AbstractValue(x.ids, spread(out, dim, x.shape))
+    return x.with_const(spread(out, dim, x.shape))
 
 def _normed(const, scale, shift, eps, centered, group, gone):
     "What a norm over groups makes of constants: where it multiplies by 0, or 0 without taking off a mean, the shift."
@@ -115,7 +115,7 @@ def _norm_dim(graph, op, ids):
     "The dimension of units in what a norm takes, else `None`; and modules in it that are called later."
     module = graph.model.get_submodule(op.place)
     if op.inner: return module.dim,module.then # it is narrow already
-    calls = [c for c in graph.traced.calls if c.name==op.place and c.first<=graph.at<c.last]
+    calls = graph.calls_of(op.place, graph.at)
     if len(calls)!=1 or not calls[0].args: return None,()
     call = calls[0]
     names = [o.name for o in graph.traced.ops[call.first:call.last] if o.place==op.place]
@@ -123,8 +123,8 @@ def _norm_dim(graph, op, ids):
     if then is None or names.count(op.name)>1 or not set(names)<=_moving: return None,()
     if not isinstance(s, AbstractValue) or s.shape!=call.out.shape: return None,()
     if isinstance(module, nn.GroupNorm): return 1,then
-    def _fits(d): return s.shape[d]==len(ids) and torch.equal(rows_of(s.ids, d)[:,0], ids)
-    return next(filter(_fits, reversed(range(1, len(s.shape)))), None),then
+    def _fits(d): return s.shape[d]==len(ids) and torch.equal(s.units_along(d), ids)
+    return next(filter(_fits, reversed(range(1, s.ndim))), None),then
 
 def _called_in_turn(traced, call):
     "The modules in `call`, if each takes what the one before gives out, behind all other operations; else `None`."

@@ -13,7 +13,7 @@ from fasterprune.core.batches import as_tuple
 from fasterprune.graph.origins import origins_of
 from fasterprune.graph.rules import aten, barrier, place, rule
 from fasterprune.graph.sizes import count_units, follow_size, is_followed, note_size
-from fasterprune.graph.values import AbstractValue, Param, agreeing, compact, distinct, rows_of
+from fasterprune.graph.values import AbstractValue, Param, agreed, compact
 
 # %% ../../../nbs/graph/ops/06_parts.ipynb #db073c1a
 def _tied_parts(graph, x, dim, size, op):
@@ -30,13 +30,13 @@ def _cut(graph, op, x, dim, start, stop, bounds):
     "Make sure that a part stays one; `bounds` are pairs of a number in the code and the units that it counts."
     n = x.shape[dim]
     if x.is_parameter: return
-    if bounds and all(is_followed(number) for number,_ in bounds) and graph.reading(op, 2)==0:
+    if bounds and all(is_followed(number) for number,_ in bounds) and graph.reading(2)==0:
         for number,units in bounds: follow_size(graph, number, units)
         return
-    level = graph.assumption_level(op)
+    level = graph.assumption_level
     if n%2==0 and {start,stop} <= {0,n//2,n} and level==0 and n>2:
         _tied_parts(graph, x, dim, n//2, op)
-        _count_whole(graph, [number for number,_ in bounds], rows_of(x.ids, dim)[:,0])
+        _count_whole(graph, [number for number,_ in bounds], x.units_along(dim))
     elif level<2: graph.pin(x.ids.narrow(dim, 0, stop if stop<n else start), f'counted in {place(op)} at {op.line}')
     else: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
 
@@ -49,17 +49,15 @@ def _bounds(op, units, start, stop, args):
 
 def _range(name, start, stop, n):
     "Where a part of `n` begins and ends, counted from the start."
-    start = start or 0
-    start = min(start%n if start<0 and n else start, n)
-    if name=='narrow': stop = start+stop
-    elif name=='select': stop = start+1
-    return start,n if stop is None else max(start, min(stop+n if stop<0 else stop, n))
+    start,end,_ = slice(start, stop).indices(n)
+    if name!='slice': end = start+(1 if name=='select' else stop)
+    return start,max(start, end)
 
 @rule('slice', 'narrow', 'select')
 def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     param,x,args = x,graph.signal(x),(start,stop)
     if any(isinstance(a, (AbstractValue,Tensor)) for a in args): return barrier(graph, op, x, start)
-    dim %= len(x.shape)
+    dim %= x.ndim
     n,one = x.shape[dim],op.name=='select'
     start,stop = _range(op.name, *args, n)
     if not one and (start,stop,step)==(0,n,1): return param
@@ -67,15 +65,15 @@ def _slice(graph, op, x, dim=0, start=None, stop=None, step=1):
     elif x.varies(dim):
         if step!=1: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
         else:
-            units = rows_of(x.ids, dim)[:,0]
+            units = x.units_along(dim)
             _cut(graph, op, x, dim, start, stop, [] if one else _bounds(op, units, start, stop, args))
             graph.cuts[graph.at] = units[:start]
-    return graph.assumed(op, x.moved(lambda t: t.select(dim, start) if one else aten.slice(t, dim, start, stop, step)))
+    return graph.assumed(x.moved(lambda t: t.select(dim, start) if one else aten.slice(t, dim, start, stop, step)))
 
 @rule('unbind')
 def _unbind(graph, op, x, dim=0):
     x = graph.signal(x)
-    dim %= len(x.shape)
+    dim %= x.ndim
     if x.varies(dim): graph.pin(x.ids, f'unbound in {place(op)} at {op.line}')
     return [x.moved(lambda t: t.select(dim, i)) for i in range(x.shape[dim])]
 
@@ -83,23 +81,23 @@ def _unbind(graph, op, x, dim=0):
 @rule('chunk', 'split', 'split_with_sizes', 'tensor_split', 'unsafe_chunk', 'unsafe_split')
 def _split(graph, op, x, how, dim=0):
     param,x = x,graph.signal(x)
-    dim,sizes = dim%len(x.shape),[t.shape[dim%len(x.shape)] for t in op.out]
+    dim,sizes = dim%x.ndim,[t.shape[dim%x.ndim] for t in op.out]
     if isinstance(param, Param): graph.fixed.add((param.name, param.dims[dim]))
     elif x.varies(dim):
         told = 'chunk' not in op.name and isinstance(how, (int,tuple,list))
         named = origins_of(op.numbers, as_tuple(how)) if told else []
         _sized_parts(graph, op, x, dim, sizes, named, isinstance(how, int))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return graph.assumed(op, [x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
+    return graph.assumed([x.moved(lambda t: t.narrow(dim, i, n)) for i,n in zip(starts, sizes)])
 
 def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
     "Make sure that parts stay what they are: those whose sizes follow go by themselves, equal ones together."
-    all_units = rows_of(x.ids, dim)[:,0]
+    all_units = x.units_along(dim)
     units,why = all_units.split(sizes),f'split in {place(op)} at {op.line}'
-    if named and not of_one_size and any(map(is_followed, named)) and graph.reading(op, 2)==0:
+    if named and not of_one_size and any(map(is_followed, named)) and graph.reading(2)==0:
         for number,part in zip(named, units):
             if not follow_size(graph, number, part): graph.pin(part, why)
-    elif len(set(sizes))==1 and graph.assumption_level(op)==0:
+    elif len(set(sizes))==1 and graph.assumption_level==0:
         _tied_parts(graph, x, dim, sizes[0], op)
         note_size(graph, op, units[0], named[0] if named else None)
         _count_whole(graph, named, all_units)
@@ -108,10 +106,9 @@ def _sized_parts(graph, op, x, dim, sizes, named, of_one_size):
 @rule('glu')
 def _glu(graph, op, x, dim=-1):
     x = graph.signal(x)
-    _tied_parts(graph, x, dim%len(x.shape), x.shape[dim]//2, op)
-    a,b = [AbstractValue(*[t.chunk(2, dim)[i] for t in (x.ids,x.const)]) for i in range(2)]
-    out = torch.where(a.const==0, 0., a.const*b.const.sigmoid())
-    return AbstractValue(a.ids, compact(out))
+    _tied_parts(graph, x, dim%x.ndim, x.shape[dim]//2, op)
+    a,b = x.const.chunk(2, dim)
+    return AbstractValue(x.ids.chunk(2, dim)[0], compact(torch.where(a==0, 0., a*b.sigmoid())))
 
 # %% ../../../nbs/graph/ops/06_parts.ipynb #fd427730
 @rule('index', 'index_select')
@@ -135,16 +132,15 @@ def _index(graph, op, x, *args):
 def _any_along(graph, x, d, why):
     "The signal of `x` where it does not matter which index along a dimension is taken."
     if x.varies(d): x = graph.tied_along(x, d, why)
-    const = torch.where(agreeing(x.const, d), distinct(x.const).narrow(d, 0, 1), torch.nan)
-    return AbstractValue(x.ids, compact(const.expand(x.shape)))
+    return x.with_const(compact(agreed(x.const, d)))
 
 @rule('gather', 'take_along_dim')
 def _gather(graph, op, x, *args, **kwargs):
     dim,index = args[:2] if op.name=='gather' else ((*args, kwargs.get('dim'))[1],args[0])
     x,shape = graph.signal(x),op.out.shape
-    if dim is None or len(x.shape)!=len(shape) or graph.assumption_level(op): return barrier(graph, op, x, index)
+    if dim is None or x.ndim!=len(shape) or graph.assumption_level: return barrier(graph, op, x, index)
     dim %= len(shape)
     if any(d==dim or x.shape[d]!=shape[d] for d in x.unit_dims): return barrier(graph, op, x, index)
     graph.pin(graph.signal(index).ids, f'picks in {place(op)}')
     part = tuple(slice(0, 1 if d==dim else n) for d,n in enumerate(shape))
-    return graph.assumed(op, _any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))
+    return graph.assumed(_any_along(graph, x, dim, None).moved(lambda t: t[part].expand(shape)))

@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #d367cf8a
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from fasterprune.graph.facts import Branch
 from fasterprune.graph.rules import aten, barrier, leaves, place, rule
-from fasterprune.graph.values import AbstractValue, Param, distinct
+from fasterprune.graph.values import AbstractValue, Param, distinct, followed
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #6c3357e6
 _verbs = dict(add='added', sub='subtracted', mul='multiplied', div='divided', cat='concatenated')
@@ -21,7 +23,7 @@ class _Meeting:
     def __init__(self, graph, op, tensors):
         self.graph,self.op,self.shape = graph,op,op.out.shape
         n = len(self.shape)
-        xs = [(s := graph.signal(t)).moved(lambda t: t[(None,)*(n-len(s.shape))]) for t in tensors]
+        xs = [(s := graph.signal(t)).moved(lambda t: t[(None,)*(n-s.ndim)]) for t in tensors]
         constants = [x for x in xs if x.is_literal]
         self.xs = [_whole_where_held(graph, x, constants) for x in xs]
         self.constants,self.lively = [[x for x in self.xs if x.is_literal==literal] for literal in (True,False)]
@@ -86,11 +88,6 @@ def _let_branch(meeting):
         return
 
 # %% ../../../nbs/graph/ops/03_pointwise.ipynb #c9881265
-def _known(const, f):
-    "What `f` makes of constants, where it makes a number."
-    out = f(const.clone()).double()
-    return torch.where(const.isnan() | ~out.isfinite(), torch.nan, out)
-
 def _by_truth(name): return name in ('where','masked_fill') or name.startswith(('bitwise','logical'))
 
 def _as_taken(const, given):
@@ -118,21 +115,23 @@ def pointwise(graph, op, *args, **kwargs):
     if not isinstance(op.out, Tensor): return barrier(graph, op, args, kwargs) # `torch.where` of a condition alone
     name = _operators.get(op.name) or op.name.removesuffix('_')
     given = leaves([args,kwargs])
-    tensors = [a for a in given if isinstance(a, (AbstractValue,Param)) or isinstance(a, Tensor) and a.ndim]
-    if len(tensors)==1 and isinstance(args[0], (AbstractValue,Param)):
+    tensors = [a for a in given if isinstance(a, followed) or isinstance(a, Tensor) and a.ndim]
+    if len(tensors)==1 and isinstance(args[0], followed):
         return _of_one(graph, op, name, graph.signal(args[0]), args[1:], kwargs)
     ids,consts = elementwise(graph, op, tensors)
     out = _of_constants(op, name, consts, tensors, args, kwargs)
-    return AbstractValue(ids.expand(op.out.shape), torch.where(out.isfinite(), out, torch.nan).expand(op.out.shape))
+    return AbstractValue(ids, torch.where(out.isfinite(), out, torch.nan).expand(ids.shape))
 
 def _of_one(graph, op, name, x, args, kwargs):
     "A function of each element of `x`."
-    if any(isinstance(a, (int,float)) for a in args) and not x.is_parameter and (~distinct(x.const).isnan()).any():
+    const = distinct(x.const)
+    if any(isinstance(a, (int,float)) for a in args) and not x.is_parameter and (~const.isnan()).any():
         graph.numeric.add(graph.at) # does the number depend on sizes?
-        if graph.assumption_level(op): return x.unknown()
-    f = getattr(aten, name)
-    def _f(c): return f(_as_taken(c.nan_to_num(), op.args[0]) if _by_truth(name) else c, *args, **kwargs)
-    return AbstractValue(x.ids, _known(distinct(x.const), _f).expand(x.shape), x.is_parameter)
+        if graph.assumption_level: return x.unknown()
+    taken = _as_taken(const.nan_to_num(), op.args[0]) if _by_truth(name) else const
+    out = getattr(aten, name)(taken, *args, **kwargs).double()
+    out = torch.where(const.isnan() | ~out.isfinite(), torch.nan, out)
+    return replace(x, const=out.expand(x.shape))
 
 def _of_constants(op, name, consts, tensors, args, kwargs):
     "What comes of constants that meet; a product with 0 is 0, whatever the other factor is."
@@ -158,7 +157,7 @@ def _unchanged(graph, op, x, *args, **kwargs):
     if not op.out.is_floating_point(): return x.unknown()
     rounds = op.name in ('to','_to_copy','type_as') and torch.finfo(op.out.dtype).eps > _stored_eps(graph)
     if not rounds: return x
-    return AbstractValue(x.ids, distinct(x.const).to(op.out.dtype).double().expand(x.shape), x.is_parameter)
+    return replace(x, const=distinct(x.const).to(op.out.dtype).double().expand(x.shape))
 
 def _stored_eps(graph):
     "That of the precision in which the network is stored: what rounds to no less than that is no part of its function."

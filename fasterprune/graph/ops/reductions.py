@@ -14,7 +14,8 @@ from torch import Tensor
 from fasterprune.core.batches import as_tuple, tensors_in
 from fasterprune.graph.ops.pointwise import pointwise
 from fasterprune.graph.rules import barrier, place, rule
-from fasterprune.graph.values import AbstractValue, Param, agreeing, distinct, nothing, spread
+from fasterprune.graph.values import AbstractValue, Param, agreeing, distinct, followed, nothing, value_along
+from fasterprune.graph.values import zero_or_unknown
 
 # %% ../../../nbs/graph/ops/05_reductions.ipynb #425efae1
 _pools = [f'{kind}_pool{d}d' for kind in ('max','avg','adaptive_avg','adaptive_max') for d in (1,2,3)]
@@ -30,13 +31,13 @@ def _in_channel(graph, op, x, *args, **kwargs):
     n_dims = int(next((c for c in name if c.isdigit()), op.args[0].ndim-2))
     x = graph.signal(x)
     ids,const = graph.along(x, -n_dims-1)
-    if name.startswith('avg') and _takes_in_zeros(*args, **kwargs): const = torch.where(const==0, const, torch.nan)
+    if name.startswith('avg') and _takes_in_zeros(*args, **kwargs): const = zero_or_unknown(const==0)
     if name=='grid_sampler':
-        const = torch.where(const==0, const, torch.nan)
+        const = zero_or_unknown(const==0)
         grid = args[0]
-        if isinstance(grid, (AbstractValue,Param)):
+        if isinstance(grid, followed):
             graph.pin(graph.signal(grid).ids, f'a grid for sampling in {place(op)}')
-    outs = [AbstractValue(*[spread(v, -n_dims-1, out.shape) for v in (ids,const)]) for out in tensors_in(op.out)]
+    outs = [value_along(ids, const, -n_dims-1, out.shape) for out in tensors_in(op.out)]
     return [outs[0], *[o.unknown() for o in outs[1:]]] if len(outs)>1 else outs[0]
 
 def _takes_in_zeros(size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
@@ -55,11 +56,11 @@ def _reduce(graph, op, x, *args, **kwargs):
     if args and isinstance(args[0], (AbstractValue,Param,Tensor)): # the larger of two
         return pointwise(graph, op, x, *args, **kwargs)
     x = graph.signal(x)
-    n,name = x.ids.ndim,op.name
+    n,name = x.ndim,op.name
     power = kwargs.get('ord', kwargs.get('p', 2))
     if 'norm' in name and args: power,*args = args
-    if name=='topk': args = args[1:] or (-1,)
-    given = kwargs['dim'] if 'dim' in kwargs else args[0] if args else -1 if name in ('sort','topk') else None
+    if name=='topk': args = args[1:]
+    given = kwargs.get('dim', args[0] if args else -1 if name in ('sort','topk') else None)
     if isinstance(given, bool): given = None
     dims = list(range(n)) if given in (None, []) else [d%n for d in as_tuple(given)]
     if n==0: return barrier(graph, op, x)
@@ -70,7 +71,7 @@ def _reduce(graph, op, x, *args, **kwargs):
     outs = []
     for i,out in enumerate(tensors_in(op.out)):
         index = tuple((slice(0, 1) if out.ndim==n else 0) if d in dims else slice(None) for d in range(n))
-        s = AbstractValue(x.ids, (nothing if i else const).expand(x.shape))
+        s = x.with_const(nothing if i else const)
         outs.append(s.moved(lambda t: t[index].expand(out.shape)))
     return outs if isinstance(op.out, (tuple,list)) else outs[0]
 
@@ -81,7 +82,7 @@ _adds_nothing = dict.fromkeys(_of_zeros.split(), 0.) | dict(prod=1.)
 def _over_units(graph, op, x, dims, power):
     "The signal of a reduction over units, of which those that add nothing to it can go."
     over = [d for d in dims if x.varies(d)]
-    several = len(over)>1 or any(x.varies(d) for d in range(x.ids.ndim) if d not in dims)
+    several = len(over)>1 or any(x.varies(d) for d in range(x.ndim) if d not in dims)
     of_vectors = op.name!='linalg_norm' or len(dims)==1
     added = power in (None,'fro') or of_vectors and isinstance(power, (int,float)) and power>=0
     if several or op.name not in _adds_nothing or 'norm' in op.name and not added:
@@ -96,15 +97,14 @@ _of_several = dict(mean=torch.mean, sum=torch.mean, amax=torch.amax, amin=torch.
 
 def _reduced(graph, op, const, dims, n):
     "What a reduction makes of constants; where it depends on their number `n`, only if another batch has as many."
-    counted = torch.zeros((), dtype=torch.bool)
+    counted = torch.zeros_like(const, dtype=torch.bool)
     for d in dims:
         same,first = agreeing(const, d),const.narrow(d, 0, 1)
-        several = torch.full_like(first, torch.nan)
-        if op.name in _of_several: several = _of_several[op.name](const, d, keepdim=True)
+        several = _of_several[op.name](const, d, keepdim=True) if op.name in _of_several else nothing
         const = torch.where(same, first, several)
-        counted = (counted.any(d, keepdim=True) if counted.ndim else counted) | ~same
+        counted = counted.any(d, keepdim=True) | ~same
     if op.name=='sum': const,counted = const*n,counted | (const!=0)
     if (counted & ~const.isnan()).any():
         graph.numeric.add(graph.at)
-        if graph.assumption_level(op): const = torch.where(counted, torch.nan, const)
+        if graph.assumption_level: const = torch.where(counted, torch.nan, const)
     return const

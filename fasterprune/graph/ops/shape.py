@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../../nbs/graph/ops/08_shape.ipynb #7f0a3151
+from itertools import accumulate
+from operator import mul
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from fasterprune.core.batches import as_tuple, tensors_in
 from fasterprune.graph.origins import origins_of
 from fasterprune.graph.rules import aten, barrier, leaves, place, rule
 from fasterprune.graph.sizes import attribute_of_size, count_units, fresh_along, note_sizes, of_inputs
-from fasterprune.graph.values import AbstractValue, Param, rows_of, spread
+from fasterprune.graph.values import AbstractValue, Param, agreed, value_along, zero_or_unknown
 
 # %% ../../../nbs/graph/ops/08_shape.ipynb #4522d6c0
 _turns = {'permute','transpose','t','movedim','swapaxes','numpy_T','mT'}
@@ -30,40 +33,41 @@ def _movement(graph, op, x, *args, **kwargs):
     if isinstance(x, Param) and name in _turns:
         order = _move(torch.zeros([d+2 for d in range(x.value.ndim)], dtype=torch.bool)).shape
         return Param(x.name, _move(x.value), tuple(x.dims[s-2] for s in order))
-    if graph.assumption_level(op): return barrier(graph, op, x, why='with sizes that stand in the code')
+    if graph.assumption_level: return barrier(graph, op, x, why='with sizes that stand in the code')
     x = graph.signal(x)
     out = x.moved(_move)
     if name=='expand': out = _expanded_for_heads(graph, op, x, out, args[0])
-    return graph.assumed(op, out) if name in _repeats else out
+    return graph.assumed(out) if name in _repeats else out
 
 def _expand_as(graph, op, given, y):
     "The signal of what is expanded along the units of `y`: a copy for each of them, that goes with it."
     x,y,shape = graph.signal(given),graph.signal(y),op.out.shape
-    old = [1]*(len(y.shape)-len(x.shape)) + list(x.shape)
+    old = [1]*(y.ndim-x.ndim) + list(x.shape)
     if y.unit_dims and all(old[d]!=shape[d] for d in y.unit_dims) and not x.unit_dims:
         graph.pin(x.ids, f'read by {op.name} in {place(op)}, which repeats it')
         return AbstractValue(y.ids, x.const.expand(shape))
-    if graph.assumption_level(op): return barrier(graph, op, given, why='with sizes that stand in the code')
+    if graph.assumption_level: return barrier(graph, op, given, why='with sizes that stand in the code')
     return x.moved(lambda t: t.expand(shape))
 
 def _counts_heads(attr): return 'head' in attr and 'dim' not in attr and 'size' not in attr
 
 def _expanded_for_heads(graph, op, x, out, sizes):
     "Inputs or a buffer that are repeated as often as an attribute says, as a mask for all heads, have units there."
-    named,new = origins_of(op.numbers, sizes),len(sizes)-len(x.shape)
+    named,new = origins_of(op.numbers, sizes),len(sizes)-x.ndim
     attrs = {d:o for d,n in enumerate(named) if d and (o := attribute_of_size(n))}
     attrs = {d:o for d,o in attrs.items() if d<new or x.shape[d-new]==1<sizes[d]}
     apart = of_inputs(graph, x) or x.is_parameter and any(_counts_heads(o.attr) for o in attrs.values())
     ids = fresh_along(graph, out.shape, attrs) if apart else None
     if ids is None or not out.ids.numel(): return out
     graph.pin(x.ids, f'repeated in {place(op)}')
-    for d,o in attrs.items(): count_units(graph, o, rows_of(ids, d)[:,0])
-    return AbstractValue(ids, out.const)
+    out = AbstractValue(ids, out.const)
+    for d,o in attrs.items(): count_units(graph, o, out.units_along(d))
+    return out
 
 @rule('roll')
 def _roll(graph, op, x, shifts, dims=()):
     x = graph.signal(x)
-    dims = [d%len(x.shape) for d in as_tuple(dims)] or range(len(x.shape))
+    dims = [d%x.ndim for d in as_tuple(dims)] or range(x.ndim)
     for d in dims:
         if x.varies(d): graph.pin(x.ids, f'rolled in {place(op)} at {op.line}')
     return x.moved(lambda t: aten.roll(t, shifts, list(dims)))
@@ -73,7 +77,7 @@ class _Sizes:
     "The sizes that a tensor is reshaped to, and what is known of them."
     def __init__(self, graph, op, x, args):
         self.graph,self.op,self.shape = graph,op,op.out.shape
-        self.first = args[0]%x.ids.ndim if op.name=='unflatten' else 0
+        self.first = args[0]%x.ndim if op.name=='unflatten' else 0
         sizes = [] if op.name in ('view_as','reshape_as') else args[-1]
         self.dims = range(self.first, self.first+len(sizes)) # along which there are new sizes
         self.named = [None]*self.first + origins_of(op.numbers, sizes) + [None]*(len(self.shape)-self.first-len(sizes))
@@ -125,11 +129,11 @@ def _reshape(graph, op, x, *args):
     if op.name=='view' and not isinstance(args[-1], (tuple,list)): return barrier(graph, op, x) # as other numbers
     out,sizes = x.moved(lambda t: t.reshape(op.out.shape)),_Sizes(graph, op, x, args)
     if x.is_parameter:
-        if graph.assumption_level(op): return barrier(graph, op, x, why='with sizes that stand in the code')
+        if graph.assumption_level: return barrier(graph, op, x, why='with sizes that stand in the code')
         dims = [d for d,n in enumerate(op.out.shape) if n>1 and d not in sizes.left_open]
         note_sizes(graph, op, out, dims, sizes.named)
     else: out = _spread_units(graph, op, x, out, sizes)
-    return graph.assumed(op, out)
+    return graph.assumed(out)
 
 def _spread_units(graph, op, x, out, sizes):
     "The signal of `x` with other dimensions: where its units are spread over several, they go along one of these."
@@ -137,12 +141,12 @@ def _spread_units(graph, op, x, out, sizes):
     ways = [sizes.free_dims(dims) for dims in splits]
     told = [sizes.read_from_shape(dims, free[0]) for dims,free in zip(splits, ways)]
     n_told = int(any(d is not None for d in told)) # once more, with a module that does not ask how wide its input is
-    way = graph.reading(op, max(map(len, ways), default=1)+n_told)
+    way = graph.reading(max(map(len, ways), default=1)+n_told)
     if n_told and way==1 and op.place and op.name in ('view','reshape'):
-        graph.opened.extend((op.place, graph.at, len(out.shape), d, out.ids) for d in told if d is not None)
+        graph.opened.extend((op.place, graph.at, out.ndim, d, out.ids) for d in told if d is not None)
     way = max(0, way-n_told)
     for dims,free in zip(splits, ways):
-        if graph.assumption_level(op):
+        if graph.assumption_level:
             why = 'which splits a dimension' if len(dims)>1 else 'with sizes that stand in the code'
             return barrier(graph, op, x, why=why)
         for d in dims:
@@ -152,39 +156,34 @@ def _spread_units(graph, op, x, out, sizes):
 
 def _runs(a, b):
     "The dimensions of shape `b`, in the smallest runs that hold the same elements as some of `a`."
-    a,b,i,j,n_dims,runs = [*a, *[1]*len(b)],[*b, *[1]*len(a)],0,0,len(b),[]
-    while j<n_dims:
-        start,m,n = j,a[i],b[j]
-        i,j = i+1,j+1
-        while m!=n:
-            if m<n: i,m = i+1,m*a[i]
-            else: j,n = j+1,n*b[j]
-        runs.append(range(start, j))
-    return runs
+    ends,runs = set(accumulate(a, mul)),[[]]
+    for d,n in enumerate(accumulate(b, mul)):
+        runs[-1].append(d)
+        if n in ends: runs.append([])
+    return runs[:-1]
 
 # %% ../../../nbs/graph/ops/08_shape.ipynb #af7ca448
 @rule('pixel_shuffle', 'channel_shuffle', 'native_channel_shuffle')
 def _shuffle(graph, op, x, n):
     x = graph.signal(x)
-    dim = len(x.shape)-3 if op.name=='pixel_shuffle' else 1
+    dim = x.ndim-3 if op.name=='pixel_shuffle' else 1
     ids,const = graph.along(x, dim)
     size = n*n if op.name=='pixel_shuffle' else len(ids)//n
     parts = ids.view(-1, size)
     if op.name=='pixel_shuffle':
         graph.tie(parts[:,:1], parts, f'shuffled in {place(op)}')
-        values = const.view(-1, size)
-        out = parts[:,0],torch.where((values==values[:,:1]).all(1), values[:,0], torch.nan)
+        out = parts[:,0],agreed(const.view(-1, size), 1)[:,0]
     else:
         graph.tie(parts[:1], parts, f'shuffled in {place(op)}')
         out = parts.T.flatten(),const.view(-1, size).T.flatten()
-    return AbstractValue(*[spread(v, dim, op.out.shape) for v in out])
+    return value_along(*out, dim, op.out.shape)
 
 @rule('pixel_unshuffle', 'im2col')
 def _unfold(graph, op, x, n, dilation=1, padding=0, stride=1):
     x = graph.signal(x)
-    dim = len(x.shape)-3
+    dim = x.ndim-3
     ids,const = graph.along(x, dim)
-    if op.name=='im2col' and any(as_tuple(padding)): const = torch.where(const==0, const, torch.nan)
+    if op.name=='im2col' and any(as_tuple(padding)): const = zero_or_unknown(const==0)
     out_dim = dim if op.name=='pixel_unshuffle' else op.out.ndim-2
     each = op.out.shape[out_dim]//len(ids)
-    return AbstractValue(*[spread(v.repeat_interleave(each), out_dim, op.out.shape) for v in (ids,const)])
+    return value_along(*[v.repeat_interleave(each) for v in (ids,const)], out_dim, op.out.shape)
