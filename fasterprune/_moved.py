@@ -76,6 +76,7 @@ _renamed = dict(
     LayerContext='sparsify.criteria.LayerInfo',
     Memory='sparsify.criterion_state.CriterionState',
     _Elsewhere='sparsify.coupling.UngroupedUnits',
+    lone_outputs='sparsify.groups.whole_slices',
     Tape='graph.tracer.Trace',
     Op='graph.tracer.Node',
     capture='graph.trace.trace',

@@ -13,7 +13,7 @@ from torch import nn
 from ..core.warnings import FasterpruneWarning
 from .allocation import most_dead
 from .criterion_state import owner_of
-from .groups import expected
+from .units import expected
 from .layer_filter import by_choice, recurrent, stored_weights
 from .sparsifier import Sparsifier
 

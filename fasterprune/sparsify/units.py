@@ -6,26 +6,31 @@
 __all__ = ['find_groups']
 
 # %% ../../nbs/sparsify/09_units.ipynb #09c1e694
+import numpy as np, torch
 from torch import nn
 
 from ..graph.graph import Graph
 from .coupling import coupled_units
 from .granularity import get_granularity, weighted
-from .groups import Groups, head_groups, lone_outputs, whole_slices
+from .groups import Groups, head_groups, whole_slices
 from .layer_filter import select_layers, stored_weights
-from .own_memory import check_memory
 
 # %% ../../nbs/sparsify/09_units.ipynb #3c2e68fc
-def _groups_of(model, granularity, selected, left, graph, params, last):
-    "The groups of all kinds of units."
-    if granularity.name=='head': return head_groups(selected)
-    groups = Groups()
-    for kind in ('','outputs','inputs'):
-        some = {n:m for n,m in selected.items() if granularity.kind(m)==kind}
-        if not some: continue
-        if not kind: groups += whole_slices(granularity, some, model)
-        elif graph is not None: groups += coupled_units(kind, some, left, graph, params)
-        else: groups += lone_outputs(granularity, some, left, last if kind=='outputs' else None)
+expected = 'an output of the network','the last layer, taken for the output: name it in `layers` to sparsify it'
+
+def _groups_of(model, granularity, selected, left, params, coupled, sample, spare_last):
+    "The groups of all kinds of units; `left` gets reasons for layers that have none."
+    kinds = {kind:{n:m for n,m in selected.items() if granularity.kind(m)==kind} for kind in ('','outputs','inputs')}
+    tied = coupled and len(kinds[''])<len(selected)
+    if tied and sample is None: raise ValueError(f'granularity {granularity.name!r} with coupled=True '
+        'has to see which units belong together: give a batch as `sample`, '
+        'or coupled=False to take each layer by itself')
+    graph,groups = Graph(model, sample) if tied else None,Groups()
+    outputs,names = kinds['outputs'],[n for n,m in model.named_modules() if isinstance(m, weighted)]
+    if spare_last and not tied and len(outputs)>1 and outputs.pop(names[-1], None): left[names[-1]] = expected[1]
+    for kind,some in kinds.items():
+        if kind and tied: groups += coupled_units(kind, some, left, graph, params)
+        else: groups += whole_slices(granularity, some, model)
     if not groups: raise ValueError('no layer can be sparsified: ' + '; '.join(f'{n!r}: {r}' for n,r in left.items()))
     return groups
 
@@ -36,6 +41,40 @@ def _tell_shared(groups, left, model, params):
         if n in left and p and id(params[p]) in of: left[n] += f', but its weight is that of {of[id(params[p])]!r}'
 
 # %% ../../nbs/sparsify/09_units.ipynb #9bc37f41
+def _has_memory(p):
+    return type(p) is nn.Parameter and p.layout==torch.strided and p.device.type!='meta' and p.numel()>0
+
+def _end(p): return p.data_ptr() + p.element_size()*(1+sum((s-1)*st for s,st in zip(p.shape, p.stride())))
+
+def _addresses(p):
+    "Where in memory each element begins; only once if it is there several times."
+    at = np.int64(p.data_ptr())
+    for s,st in zip(p.shape, p.stride()): at = np.add.outer(at, p.element_size()*st*np.arange(s))
+    return np.unique(at)
+
+def _in_one_piece(p): return p.permute(sorted(range(p.ndim), key=p.stride().__getitem__, reverse=True)).is_contiguous()
+
+def check_memory(
+    params:dict, # all parameters by name
+    names        # of those that are to be changed
+):
+    "A `ValueError` if a parameter that is to be changed shares memory with another one, or elements of it do."
+    changed,before = {id(params[n]) for n in names},[]
+    found = {id(p):(n, p) for n,p in params.items() if _has_memory(p)}.values()
+    for n,p in sorted(found, key=lambda f: (str(f[1].device), f[1].data_ptr())):
+        if id(p) in changed and not _in_one_piece(p) and (k := len(_addresses(p))) < p.numel():
+            raise ValueError(f'{n!r} is expanded: its {p.numel()} elements lie in memory for {k}, '
+                'so that a zero would be several; give each element its own: `p.data = p.data.clone()`')
+        before = [(m, q) for m,q in before if q.device==p.device and _end(q)>p.data_ptr()]
+        for m,q in before:
+            if changed & {id(p), id(q)} and np.isin(_addresses(p), _addresses(q)).any():
+                raise ValueError(f'{m!r} and {n!r} share memory, '
+                    'but are two parameters, so that a zero in one would be one in the other: '
+                    'let them be the same parameter, as in `b.weight = a.weight`, or give each its own memory: '
+                    '`p.data = p.data.clone()`')
+        before.append((n, p))
+
+# %% ../../nbs/sparsify/09_units.ipynb #c2176047
 def find_groups(
     model:nn.Module,      # the model
     granularity='weight', # a `Granularity` or its name
@@ -48,13 +87,9 @@ def find_groups(
     granularity = get_granularity(granularity)
     selected,left = select_layers(model, granularity, layers, exclude)
     params = dict(model.named_parameters(remove_duplicate=False))
-    tied = granularity.name!='head' and coupled and any(granularity.kind(m) for m in selected.values())
-    if tied and sample is None: raise ValueError(f'granularity {granularity.name!r} with coupled=True '
-        'has to see which units belong together: give a batch as `sample`, '
-        'or coupled=False to take each layer by itself')
-    with_weights = [n for n,m in model.named_modules() if isinstance(m, weighted)] if layers is None else []
-    graph = Graph(model, sample) if tied else None
-    groups = _groups_of(model, granularity, selected, left, graph, params, next(reversed(with_weights), None))
-    if granularity.name!='head': _tell_shared(groups, left, model, params)
+    if granularity.name=='head': groups = head_groups(selected)
+    else:
+        groups = _groups_of(model, granularity, selected, left, params, coupled, sample, layers is None)
+        _tell_shared(groups, left, model, params)
     check_memory(params, [s.param for g in groups for s in g.weights+g.others])
     return groups,left
