@@ -77,6 +77,7 @@ _renamed = dict(
     Memory='sparsify.criterion_state.CriterionState',
     _Elsewhere='sparsify.coupling.UngroupedUnits',
     lone_outputs='sparsify.groups.whole_slices',
+    ScheduleFamily='sparsify.schedules.Schedule',
     Tape='graph.tracer.Trace',
     Op='graph.tracer.Node',
     capture='graph.trace.trace',

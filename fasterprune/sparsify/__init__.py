@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-           'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
-           'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
-           'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
-           'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum',
-           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities',
-           'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest',
-           'kth_lowest', 'up_to', 'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
-           'contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
+           'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion', 'needs_of', 'large_final',
+           'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
+           'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase',
+           'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
+           'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes', 'in_axes', 'by_output',
+           'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to',
+           'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers', 'contexts',
+           'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
            'get_context', 'make_pools', 'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of',
            'MaskCallback', 'SparsifyCallback', 'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback',
            'restored', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
-from .schedules import Schedule, ScheduleFamily, agp, cosine, dense_sparse_dense, get_schedule
+from .schedules import Schedule, agp, cosine, dense_sparse_dense, get_schedule
 from .schedules import iterative, linear, one_cycle, one_shot, schedules
 from .criteria import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher, get_criterion
 from .criteria import lamp, large_final, large_init, large_init_large_final, large_scaled
@@ -44,7 +44,7 @@ from .tickets import Ticket, find_ticket, load_ticket
 
 # %% ../../nbs/sparsify/index.ipynb #aa03b548
 _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-    'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
+    'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
     'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
     'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
     'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor',

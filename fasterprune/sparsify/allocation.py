@@ -10,6 +10,8 @@ __all__ = ['contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 
 import math
 from numbers import Real
 
+import numpy as np
+
 from .granularity import Granularity
 from .groups import Group
 from .layer_filter import matching
@@ -96,18 +98,16 @@ def erk(
     most            # for each group, how many units may go
 ) -> list: # pairs of groups that compete and their sparsity
     "Each group for itself, the denser the fewer weights it has (Erdos-Renyi-Kernel)."
-    n = [g.n for g in groups]
-    density = [sum(map(sum, g.shapes))/sum(map(math.prod, g.shapes)) for g in groups]
-    if round(sparsity*sum(n)) > sum(most): return [(groups,sparsity)] # more than may go: `make_pools` says so
-    full,left = set(),(1-sparsity)*sum(n)
+    n,total = np.array([g.n for g in groups]),round(sparsity*sum(g.n for g in groups))
+    density = np.array([sum(map(sum, g.shapes))/sum(map(math.prod, g.shapes)) for g in groups])
+    if total > sum(most): return [(groups,sparsity)] # more than may go: `make_pools` says so
+    whole = np.zeros(len(n), bool)
     while True: # layers that would be more than whole are whole, and the others share what is left
-        shared = sum(n[i]*density[i] for i in range(len(n)) if i not in full)
-        scale = (left-sum(n[i] for i in full)) / max(shared, 1e-300)
-        more = {i for i in range(len(n)) if i not in full and scale*density[i] > 1}
-        if not more: break
-        full |= more
-    gone = [0. if i in full else n[i]*(1-scale*density[i]) for i in range(len(n))]
-    return [([g],c/g.n) for g,c in zip(groups, add_up(gone, round(sparsity*sum(n)), most))]
+        scale = ((1-sparsity)*n.sum() - n[whole].sum()) / max((n*density)[~whole].sum(), 1e-300)
+        if not (more := ~whole & (scale*density > 1)).any(): break
+        whole = whole|more
+    gone = np.where(whole, 0., n*(1-scale*density))
+    return [([g],c/g.n) for g,c in zip(groups, add_up(gone, total, most))]
 
 contexts = {'local':local, 'global':globally, 'erk':erk}
 

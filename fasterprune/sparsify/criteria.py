@@ -64,12 +64,12 @@ def large_final(
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #8032f576
 @criterion(pointwise=True)
-def squared_final(weight:Tensor, context:LayerInfo) -> Tensor:
+def squared_final(weight, context):
     "Score by the square: the largest weights are kept."
     return weight**2
 
 @criterion(pointwise=True)
-def small_final(weight:Tensor, context:LayerInfo) -> Tensor:
+def small_final(weight, context):
     "Score by negative magnitude: the smallest weights are kept."
     return -weight.abs()
 
@@ -81,7 +81,7 @@ def random(weight, context): # not exported: the name belongs to Python's module
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #58fd9c80
 @criterion(comparable=True)
-def lamp(weight:Tensor, context:LayerInfo) -> Tensor:
+def lamp(weight, context):
     "Score by the square over the sum of those squares of the layer that are at least as large."
     squares,order = weight.flatten().float().square().sort()
     left = squares.double().flip(0).cumsum(0).flip(0)
@@ -89,54 +89,54 @@ def lamp(weight:Tensor, context:LayerInfo) -> Tensor:
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #80f815da
 @criterion(needs='initial')
-def large_init(weight:Tensor, context:LayerInfo) -> Tensor:
+def large_init(weight, context):
     "Keep those that began large."
     return context.initial.abs()
 
 @criterion(needs='initial')
-def small_init(weight:Tensor, context:LayerInfo) -> Tensor:
+def small_init(weight, context):
     "Keep those that began small."
     return -context.initial.abs()
 
 @criterion(needs='initial')
-def large_init_large_final(weight:Tensor, context:LayerInfo) -> Tensor:
+def large_init_large_final(weight, context):
     "Keep those that began large and still are."
     return torch.minimum(weight.abs(), context.initial.abs())
 
 @criterion(needs='initial')
-def small_init_small_final(weight:Tensor, context:LayerInfo) -> Tensor:
+def small_init_small_final(weight, context):
     "Keep those that began small and still are."
     return -torch.maximum(weight.abs(), context.initial.abs())
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #92656bc8
 @criterion(needs='initial')
-def magnitude_increase(weight:Tensor, context:LayerInfo) -> Tensor:
+def magnitude_increase(weight, context):
     "Keep those that grew."
     return weight.abs()-context.initial.abs()
 
 @criterion(needs='initial')
-def movement(weight:Tensor, context:LayerInfo) -> Tensor:
+def movement(weight, context):
     "Keep those that moved far."
     return (weight-context.initial).abs()
 
 @criterion(needs='initial')
-def movmag(weight:Tensor, context:LayerInfo) -> Tensor:
+def movmag(weight, context):
     "Keep those that are large and moved far."
     return (weight*(weight-context.initial)).abs()
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #39145b5f
 @criterion(needs='previous')
-def updating_magnitude_increase(weight:Tensor, context:LayerInfo) -> Tensor:
+def updating_magnitude_increase(weight, context):
     "Keep those that grew since the last update."
     return weight.abs()-context.previous.abs()
 
 @criterion(needs='previous')
-def updating_movement(weight:Tensor, context:LayerInfo) -> Tensor:
+def updating_movement(weight, context):
     "Keep those that moved far since the last update."
     return (weight-context.previous).abs()
 
 @criterion(needs='previous')
-def updating_movmag(weight:Tensor, context:LayerInfo) -> Tensor:
+def updating_movmag(weight, context):
     "Keep those that are large and moved far since the last update."
     return (weight*(weight-context.previous)).abs()
 
@@ -150,28 +150,28 @@ def square_of_sum(total, n):
     return total**2
 
 @criterion(needs='gradient', unit=size_of_sum, comparable=True)
-def taylor(weight:Tensor, context:LayerInfo) -> Tensor:
+def taylor(weight, context):
     "Score by the size of the change of the loss, to first order, that removing a unit makes."
     return weight*context.gradient
 
 @criterion(needs='gradient', unit=square_of_sum, comparable=True)
-def fisher(weight:Tensor, context:LayerInfo) -> Tensor:
+def fisher(weight, context):
     "Score by the square of the change of the loss, to first order, that removing a unit makes."
     return weight*context.gradient
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #c76f73e3
 @criterion(needs='input_norm')
-def wanda(weight:Tensor, context:LayerInfo) -> Tensor:
+def wanda(weight, context):
     "Score by magnitude times the root mean square of the input."
     return weight.abs()*context.input_norm
 
-def large_scaled(weight:Tensor, context:LayerInfo) -> Tensor:
+def large_scaled(weight, context):
     "Score by magnitude times the standard deviation of the input."
     return weight.abs() if context.input_scale is None else weight.abs()*context.input_scale
 
 # %% ../../nbs/sparsify/02_criteria.ipynb #041465e6
 @criterion(needs='norm_scale', comparable=True)
-def bn_scale(weight:Tensor, context:LayerInfo) -> Tensor:
+def bn_scale(weight, context):
     "Score filters and neurons by the scale of the norm behind them."
     return context.norm_scale.expand_as(weight)
 

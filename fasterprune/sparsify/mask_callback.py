@@ -17,7 +17,7 @@ from ..core.batches import map_tensors
 from ..core.checks import check_model
 from ..core.optimizer_state import DenormalGuard
 from .allocation import check_sparsity
-from .schedules import get_schedule, one_cycle
+from .schedules import Schedule, get_schedule, one_cycle
 
 # %% ../../nbs/sparsify/20_mask_callback.ipynb #9da26034
 def sample_of(
@@ -79,8 +79,7 @@ class MaskCallback(Callback):
         pos:float # position in the training, in [0,1]
     ) -> float: # fraction of the target
         "How far the zeros are to have come at `pos`."
-        start,end = self.span(self.n_epoch)
-        return 0. if pos<start else self.schedule(1. if pos>=end else (pos-start)/(end-start))
+        return Schedule(self.schedule, *self.span(self.n_epoch))(pos)
 
     @property
     def position(self) -> float: # fraction of the training
@@ -165,9 +164,8 @@ class MaskCallback(Callback):
 
     def _wanted(self, target, start):
         "Positions in the training, and the sparsity that the schedule wants there."
-        xs = np.linspace(0, 1, 301)
-        begin,end = self.span(self.epochs)
-        f = np.array([0. if x<begin else self.schedule(min(1., (x-begin)/(end-begin))) for x in xs])
+        xs,schedule = np.linspace(0, 1, 301),Schedule(self.schedule, *self.span(self.epochs))
+        f = np.array([*map(schedule, xs)])
         return xs,max(target, start)*f + start*(1-f)
 
     def plot_schedule(self,

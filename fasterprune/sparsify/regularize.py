@@ -15,7 +15,7 @@ import fastai.callback.all # noqa: F401 what it patches into `Learner`
 from ..core.batches import first_items
 from .granularity import Granularity, get_granularity
 from .schedules import get_schedule
-from .groups import Group
+from .groups import Group, remember
 from .layer_filter import select_layers
 from .units import find_groups
 
@@ -42,12 +42,11 @@ class RegularizeCallback(Callback):
         layers=None,          # name, glob, type or function, or a list; `None`: all convolutions and Linear layers
         exclude=None,         # the same, for what to leave alone
         coupled:bool=True,    # are units that the graph ties together one?
-        schedule:str|Callable=None, # fraction of the strength by the position in training; `None`: all of it throughout
-        decoupled:bool=True   # move the units after each step, which gives real zeros; or add the penalty to the loss?
+        schedule:str|Callable=None # fraction of the strength by the position in training; `None`: all of it throughout
     ):
         finite = 0 <= strength < float('inf')
         if not finite: raise ValueError(f'strength={strength}: it is a factor, 0 or more; try 1e-3')
-        store_attr('strength,layers,exclude,coupled,decoupled')
+        store_attr('strength,layers,exclude,coupled')
         self.granularity,self.schedule = get_granularity(granularity),schedule and get_schedule(schedule)
         self.groups = ()
 
@@ -60,7 +59,7 @@ class RegularizeCallback(Callback):
         if not self.pending: return
         sample = first_items(self.xb)
         found = find_groups(self.model, self.granularity, self.layers, self.exclude, self.coupled, sample)
-        (self.groups,self.left_dense),self.pending,self.history = found,False,[]
+        (self.groups,self.left_dense),self.pending = found,False
         self.params = dict(self.model.named_parameters(remove_duplicate=False))
         self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]
 
@@ -70,25 +69,14 @@ class RegularizeCallback(Callback):
 
     def remember(self):
         "A function that puts back what `apply_slicing` changes."
-        groups = [(g, dict(vars(g))) for g in self.groups]
-        def _back():
-            for g,attrs in groups: vars(g).update(attrs)
-        return _back
+        return remember(self.groups)
 
     @property
     def now(self): return self.strength * (self.schedule(min(1., self.pct_train)) if self.schedule else 1)
 
-    def after_loss(self):
-        "Add the penalty to what is differentiated, unless it is decoupled; the loss that is shown stays the same."
-        if self.decoupled: return
-        penalty = self.now * sum((r*unit_norms(g, self.params)).sum() for g,r in zip(self.groups, self.roots))
-        self.learn.loss_grad = self.learn.loss_grad + penalty
-        self.history.append(float(penalty.detach()))
-
     @torch.no_grad()
     def after_step(self):
         "Move the units towards zero."
-        if not self.decoupled: return
         rates = {id(p):h['lr'] for ps,h in zip(self.opt.param_lists, self.opt.hypers) for p in ps}
         for g,root in zip(self.groups, self.roots):
             free = [s for s in g.weights+g.others if self.params[s.param].requires_grad]

@@ -97,9 +97,8 @@ def _zeros_of_layer(n, m):
 
 def _zeros_of_units(graph, params, masks):
     "Masks of what belongs to units that nothing makes any more."
-    made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes'}
-    # other buffers go with their units
-    made = {(p,dim):units for (p,dim),units in made.items() if p in params or p in graph.layers}
+    own = params.keys() | graph.layers # other buffers go with their units
+    made = {(p,dim):units for (p,dim),units in graph.bound.items() if graph.role[p,dim]=='makes' and p in own}
     alive,makes = torch.zeros(2, graph.n_units, dtype=torch.bool)
     for (p,dim),units in made.items():
         if (w := graph.tensors[p].detach()).ndim<2: continue

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-           'ScheduleFamily', 'get_schedule']
+           'get_schedule']
 
 # %% ../../nbs/sparsify/01_schedules.ipynb #d78d3c38
 import inspect, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +29,23 @@ class Schedule:
                 'both are positions in the training, 0 <= start <= end <= 1')
 
     def __call__(self,
+        *args,   # position in the training, in [0,1]; or other constants of `func`, in its order
+        **consts # constants by name
+    ) -> Any: # fraction of the target, 0 before `start`, exactly 1 from `end` on; or the `Schedule` with these constants
+        "The fraction of the target that is wanted at a position, or the schedule with other constants."
+        is_position = len(args)==1 and not consts and (isinstance(args[0], float) or 0 <= args[0] <= 1)
+        return self.fraction(args[0]) if is_position else self.having(*args, **consts)
+
+    def having(self, *args, **consts):
+        "The schedule with other constants."
+        consts = inspect.signature(self.func).bind(0., *args, **consts).arguments
+        other = replace(self, func=partial(self.func, **dict([*consts.items()][1:])))
+        other(.5) # an error here rather than in the training
+        return other
+
+    def fraction(self,
         pos:float # position in the training, in [0,1]
-    ) -> float: # fraction of the target sparsity; 0 before `start`, exactly 1 from `end` on
+    ) -> float: # 0 before `start`, exactly 1 from `end` on
         "The fraction of the target that is wanted at `pos`."
         if not 0 <= pos <= 1: raise ValueError(f'position {pos}: it is a fraction of the training, in [0,1]')
         if pos >= self.end: return 1.
@@ -56,27 +71,9 @@ class Schedule:
         ax.set(xlabel='position in the training', ylabel='fraction of the target')
         return ax
 
-# %% ../../nbs/sparsify/01_schedules.ipynb #e7c1717b
-@dataclass(frozen=True, repr=False)
-class ScheduleFamily(Schedule):
-    "A `Schedule` whose formula has constants: a position gives the fraction, constants give a `Schedule`."
-
-    def __call__(self,
-        *args,  # a position in [0,1], or the constants in the order of the formula
-        **consts # constants by name
-    ) -> Any: # the fraction at the position, or the `Schedule` with these constants
-        "The fraction at a position, or the schedule with other constants."
-        is_position = len(args)==1 and not consts and (isinstance(args[0], float) or 0 <= args[0] <= 1)
-        if is_position: return super().__call__(args[0])
-        inspect.signature(self.func).bind(0., *args, **consts)
-        names = list(inspect.signature(self.func).parameters)[1:]
-        family = ScheduleFamily(partial(self.func, **dict(zip(names, args)), **consts), self.start, self.end)
-        family(.5)
-        return family
-
 # %% ../../nbs/sparsify/01_schedules.ipynb #4711855b
 def _one_cycle(t, alpha=14, beta=5): return (1 + math.exp(-alpha+beta)) / (1 + math.exp(-alpha*t+beta))
-one_cycle = ScheduleFamily(_one_cycle)
+one_cycle = Schedule(_one_cycle)
 
 # %% ../../nbs/sparsify/01_schedules.ipynb #5626a360
 def _at_once(t): return 1.
@@ -89,7 +86,7 @@ def _linear(t): return t
 def _cosine(t): return (1-math.cos(math.pi*t))/2
 
 one_shot = Schedule(_at_once, start=.5)
-iterative = ScheduleFamily(_iterative, start=.2)
+iterative = Schedule(_iterative, start=.2)
 agp = Schedule(_agp, start=.2)
 linear = Schedule(_linear)
 cosine = Schedule(_cosine)

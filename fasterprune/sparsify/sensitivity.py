@@ -14,6 +14,7 @@ import pandas as pd, torch, matplotlib.pyplot as plt
 from fastai.basics import Learner, no_random, to_device
 
 from ..core.batches import first_items
+from ..core.models import evaluating
 from .allocation import check_sparsity, most_dead
 from .callback import layer_styles, tell_layers
 from .mask_callback import sample_of
@@ -42,15 +43,13 @@ def _measure(learn, sparsifier):
     with no_random(): *xs,y = [to_device(b, next(learn.model.parameters()).device) for b in learn.dls.one_batch()]
     if 'input_norm' in needs: sparsifier.observe(*xs)
     if 'gradient' in needs:
-        modes,grads = {m:m.training for m in learn.model.modules()},{p:p.grad for p in learn.model.parameters()}
-        learn.model.eval()
+        grads = {p:p.grad for p in learn.model.parameters()}
         try:
-            for p in grads: p.grad = None
-            learn.loss_func(learn.model(*xs), y).backward()
+            learn.model.zero_grad()
+            with evaluating(learn.model), torch.enable_grad(): learn.loss_func(learn.model(*xs), y).backward()
             sparsifier.observe_gradients()
         finally:
             for p,g in grads.items(): p.grad = g
-            for m,training in modes.items(): m.training = training
 
 # %% ../../nbs/sparsify/24_sensitivity.ipynb #4bea80bb
 def _hull(points):

@@ -20,8 +20,8 @@ from .coupling import UngroupedUnits
 from .criteria import get_criterion, large_final, needs_of
 from .criterion_state import CriterionState
 from .granularity import Granularity, get_granularity
-from .groups import Groups
-from .layer_filter import recurrent, stored_weights
+from .groups import Groups, remember
+from .layer_filter import param_name, recurrent, stored_weights
 from .reports import count_units
 from .scoring import UnitScorer
 from .workspace import Workspace
@@ -30,15 +30,11 @@ from .state import MaskState
 from .units import find_groups
 
 # %% ../../nbs/sparsify/18_sparsifier.ipynb #ec5f7059
-def _unmeasured(model):
-    "Layers that `nn.MultiheadAttention` and recurrent layers use without a call: their input can't be measured."
-    silent = {f'{n}.out_proj'.lstrip('.') for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    stored = stored_weights(model).items()
-    return silent | {n for n,(m,p) in stored if isinstance(m, recurrent) or p and p.endswith('_raw')}
-
-def _leave_unmeasured(groups, left, model):
+def _measurable(groups, left, model):
     "The groups whose input can be measured; the others are left dense."
-    silent = _unmeasured(model)
+    # `nn.MultiheadAttention` and recurrent layers use these without a call
+    silent = {param_name(n, 'out_proj') for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    silent |= {n for n,(m,p) in stored_weights(model).items() if isinstance(m, recurrent) or p and p.endswith('_raw')}
     left.update({n:'its input cannot be measured' for g in groups for n in g.layers if n in silent})
     groups = Groups(g for g in groups if not silent & set(g.layers))
     if not groups: raise ValueError('no layer can be sparsified: '
@@ -66,7 +62,7 @@ class Sparsifier:
         self._check_settings()
         self.groups,self.left_dense = find_groups(model, self.granularity, layers, exclude, coupled, sample)
         self.params,needs = dict(model.named_parameters(remove_duplicate=False)),needs_of(self.criterion)
-        if 'input_norm' in needs: self.groups = _leave_unmeasured(self.groups, self.left_dense, model)
+        if 'input_norm' in needs: self.groups = _measurable(self.groups, self.left_dense, model)
         self.criterion_state = CriterionState(needs, model, [s.param for g in self.groups for s in g.weights])
         self.workspace = Workspace(sum(p.numel() for p in self.criterion_state.params.values()))
         self.scorer = UnitScorer(self.criterion, self.params, self.criterion_state, self.workspace)
@@ -207,11 +203,10 @@ class Sparsifier:
 
     def remember(self):
         "A function that puts back what `apply_slicing` changes, once the network is as wide as it was."
-        held = [(o, dict(vars(o))) for o in [*self.groups, *self._ungrouped()]]
+        units,state = remember([*self.groups, *self._ungrouped()]),self.state.state_dict(with_random=False)
         scored = {k:dict(getattr(self.criterion_state, k)) for k in ('params','layers')}
-        state = self.state.state_dict(with_random=False)
         def _back():
-            for o,attrs in held: vars(o).update(attrs)
+            units()
             vars(self.criterion_state).update({k:dict(d) for k,d in scored.items()})
             self.load_state_dict(state)
         return _back

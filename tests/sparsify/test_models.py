@@ -58,7 +58,7 @@ def test_vision_batches_with_mixup_and_hooks():
 def signed(model): return [n for n,p in model.named_parameters() if bool((p[p==0].signbit()).any())]
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('granularity', ['weight', 'row', 'kernel', 'filter', 'channel', 'block(2,2)', '2:4', 'shared_kernel', 'layer'])
+@pytest.mark.parametrize('granularity', ['weight', 'row', 'kernel', 'filter', 'channel', 'block(2,2)', '2:4', Granularity('shared_kernel', 'filter height width'), 'layer'], ids=str)
 def test_zeros_are_positive(granularity, dtype):
     "A weight times a mask would be -0.0 half of the time: two equal networks would differ bit for bit."
     for fmt in (torch.contiguous_format, torch.channels_last):

@@ -10,7 +10,8 @@ from support.sparsity_cases import kinds, parts, prepare, rising, which, who
 @pytest.fixture(autouse=True)
 def seed(): set_seed(0)
 
-plane = Granularity('plane', 'filter channel feature entry')
+ours = {g.name:g for g in (Granularity('plane', 'filter channel feature entry'), Granularity('shared_weight', 'filter'), Granularity('shared_row', 'filter width'),
+    Granularity('shared_column', 'filter height'), Granularity('shared_kernel', 'filter depth height width'))}
 
 # group, output, input, depth, height, width of a convolution; output, input of a Linear layer; vector, entry of an Embedding; None: it has no such unit
 apart = dict(weight=('goidhw','oi','ve'), row=('goidh','o','v'), column=('goidw','i',None), kernel=('goi',None,None), horizontal_slice=('goh',None,None),
@@ -80,7 +81,7 @@ def check_table(kind, name, context, criterion, s, dtype=torch.float32, ties=Fal
     ls = {n:m for n,m in net.named_modules() if hasattr(m, 'weight') and n!='head'}
     if ties: [nn.init.constant_(m.weight, -.25) for m in ls.values()]
     numbers = {n:numbered(m, name) for n,m in ls.items()}
-    make = partial(Sparsifier, net, plane if name=='plane' else name, context, criterion, coupled=False)
+    make = partial(Sparsifier, net, ours.get(name, name), context, criterion, coupled=False)
     if bad := [n for n,number in numbers.items() if number is None]:
         with pytest.raises(ValueError, match=f"layer '{bad[0]}'"): make(layers=list(ls))
         return 0
