@@ -17,13 +17,13 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'restored', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
-from .schedules import Schedule, agp, cosine, dense_sparse_dense, get_schedule
-from .schedules import iterative, linear, one_cycle, one_shot, schedules
-from .criteria import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher, get_criterion
-from .criteria import lamp, large_final, large_init, large_init_large_final, large_scaled
-from .criteria import magnitude_increase, mean_score, movement, movmag, needs_of, size_of_sum
-from .criteria import small_final, small_init, small_init_small_final, square_of_sum, squared_final
-from .criteria import taylor, updating_magnitude_increase, updating_movement, updating_movmag, wanda
+from .schedule import Schedule, agp, cosine, dense_sparse_dense, get_schedule
+from .schedule import iterative, linear, one_cycle, one_shot, schedules
+from .importance import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher, get_criterion
+from .importance import lamp, large_final, large_init, large_init_large_final, large_scaled
+from .importance import magnitude_increase, mean_score, movement, movmag, needs_of, size_of_sum
+from .importance import small_final, small_init, small_init_small_final, square_of_sum, squared_final
+from .importance import taylor, updating_magnitude_increase, updating_movement, updating_movmag, wanda
 from .granularity import Granularity, axes, best_of_neighbors, block, by_output, get_granularity
 from .granularity import granularities, has_numpy, in_axes, kth_lowest, lowest, n_of_m, up_to
 from .granularity import weighted
@@ -39,7 +39,7 @@ from .mask_callback import MaskCallback, sample_of
 from .keep_zeros import KeepZeros
 from .callback import SparsifyCallback, layer_styles, tell_layers
 from .regularize import RegularizeCallback
-from .sensitivity import Sensitivity, restored, sensitivity
+from .layer_sensitivity import Sensitivity, restored, sensitivity
 from .tickets import Ticket, find_ticket, load_ticket
 
 # %% ../../nbs/sparsify/index.ipynb #aa03b548

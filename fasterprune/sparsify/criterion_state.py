@@ -11,7 +11,7 @@ from fastcore.all import noop
 from torch import Tensor, nn
 
 from ..core.models import watch_pass
-from .criteria import LayerInfo
+from .importance import LayerInfo
 
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #8a69b261
 class RunningMean:
