@@ -2189,6 +2189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                     'fasterprune/sparsify/regularize.py'),
                                                  'fasterprune.sparsify.regularize.RegularizeCallback.remember': ( 'sparsify/regularize.html#regularizecallback.remember',
                                                                                                                   'fasterprune/sparsify/regularize.py'),
+                                                 'fasterprune.sparsify.regularize._over_units': ( 'sparsify/regularize.html#_over_units',
+                                                                                                  'fasterprune/sparsify/regularize.py'),
                                                  'fasterprune.sparsify.regularize.unit_norms': ( 'sparsify/regularize.html#unit_norms',
                                                                                                  'fasterprune/sparsify/regularize.py'),
                                                  'fasterprune.sparsify.regularize.unit_sizes': ( 'sparsify/regularize.html#unit_sizes',

@@ -233,27 +233,24 @@ def head_groups(
     "Groups of the heads of attention modules."
     return Groups([_heads(n, m) for n,m in selected.items()])
 
-def _head_slices(n, m, name, lead, dim=0):
-    "The slices of a parameter along `dim`, with `lead` matrices below each other; none if it is not there."
-    owner,_,attr = name.rpartition('.')
-    p,h = getattr(m.get_submodule(owner), attr, None),m.num_heads
-    if not isinstance(p, nn.Parameter): return []
+def _head_slices(n, m, name, p, lead):
+    "The slices of a parameter, with `lead` matrices below each other; those of the projection are columns."
+    h,dim = m.num_heads,int(name.endswith('proj.weight'))
     if p.shape[dim]%(lead*h): raise ValueError(f'layer {n!r}: the {p.shape[dim]} {"columns" if dim else "rows"} '
         f'of {name!r} are not {lead} times {h} heads of the same size; '
         'take another granularity, or leave it out of `layers`')
     shape = [*p.shape[:dim], *([lead] if lead>1 else []), h, p.shape[dim]//(lead*h), *p.shape[dim+1:]]
     at = dim + (lead>1)
-    return [Slices(param_name(n, name), tuple(d for d in range(len(shape)) if d!=at), tuple(shape))]
+    return Slices(param_name(n, name), tuple(d for d in range(len(shape)) if d!=at), tuple(shape))
 
 def _heads(n, m):
     "Each of the attention's parameters, seen as (..., heads, ...)."
     lead = 1 if getattr(m, 'head_first', False) else 3 # are all three of a head next to each other?
-    weights = [('in_proj_weight',3), ('q_proj_weight',1), ('k_proj_weight',1), ('v_proj_weight',1)]
-    others = [('in_proj_bias',3)]
-    if hasattr(m, 'qkv'):
-        weights.append(('qkv.weight',lead))
-        others += [('qkv.bias',lead), ('q_bias',1), ('v_bias',1)]
-    weights.append(('out_proj.weight' if isinstance(m, nn.MultiheadAttention) else 'proj.weight', 1, 1))
-    weights,others = [[s for args in found for s in _head_slices(n, m, *args)] for found in (weights,others)]
-    shapes = [tuple(m.get_parameter(s.param.removeprefix(n+'.') if n else s.param).shape) for s in weights]
-    return Group([n], weights, others, m.num_heads, shapes)
+    leads = {'in_proj_weight':3, 'in_proj_bias':3, 'qkv.weight':lead, 'qkv.bias':lead}
+    alone = 'q_proj_weight','k_proj_weight','v_proj_weight','q_bias','v_bias'
+    leads.update(dict.fromkeys((*alone, 'out_proj.weight' if isinstance(m, nn.MultiheadAttention) else 'proj.weight'), 1))
+    params = dict(m.named_parameters(remove_duplicate=False))
+    found = {k:_head_slices(n, m, k, params[k], lead) for k,lead in leads.items() if k in params}
+    weights,others = [[k for k in found if k.endswith(what)] for what in ('weight','bias')]
+    shapes = [tuple(params[k].shape) for k in weights]
+    return Group([n], [found[k] for k in weights], [found[k] for k in others], m.num_heads, shapes)

@@ -20,16 +20,17 @@ from .layer_filter import select_layers
 from .units import find_groups
 
 # %% ../../nbs/sparsify/22_regularize.ipynb #75b5f988
+def _over_units(group, params, f): return sum(s.total(f(params[s.param]), group.n) for s in group.weights+group.others)
+
 def unit_norms(
     group:Group, # units
     params:dict  # parameters by name
 ) -> Tensor: # (n,); differentiable, with gradient 0 where a unit is zero
     "The L2 norm of all that belongs to each unit."
-    squares = sum(s.total(params[s.param]**2, group.n) for s in group.weights+group.others)
+    squares = _over_units(group, params, torch.square)
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()*(squares>0)
 
-def unit_sizes(group, params):
-    return sum(s.total(torch.ones_like(params[s.param]), group.n) for s in group.weights+group.others).detach()
+def unit_sizes(group, params): return _over_units(group, params, torch.ones_like).detach()
 
 # %% ../../nbs/sparsify/22_regularize.ipynb #ec1504b4
 class RegularizeCallback(Callback):
