@@ -53,13 +53,13 @@ def _measure(learn, sparsifier):
 
 # %% ../../nbs/sparsify/23_layer_sensitivity.ipynb #4bea80bb
 def _hull(points):
-    "The lower convex hull of points that are sorted by their first coordinate."
-    hull = []
-    for x,y in points:
-        def _above(a, b): return (b[1]-a[1])*(x-b[0]) >= (y-b[1])*(b[0]-a[0])
-        while len(hull)>1 and _above(*hull[-2:]): hull.pop()
-        hull.append((x,y))
-    return hull
+    "The pieces of the lower convex hull of points, from the first one on: how steep each is, and how long."
+    found,(x0,y0) = [],points[0]
+    while ahead := [((y-y0)/(x-x0), x0-x, y) for x,y in points if x>x0]:
+        slope,back,y0 = min(ahead) # of those in line the farthest
+        x0 -= back
+        found.append((slope,-back))
+    return found
 
 @dataclass
 class Sensitivity:
@@ -101,8 +101,8 @@ class Sensitivity:
         check_sparsity(sparsity)
         pieces,total = [],round(sparsity*sum(self.units.values()))
         for name,d in self.frame.groupby('layer', sort=False):
-            hull = _hull([(round(s*self.units[name]), l) for s,l in zip(d.sparsity, d.loss)])
-            pieces += [((y1-y0)/(x1-x0), name, x1-x0) for (x0,y0),(x1,y1) in zip(hull, hull[1:]) if x1>x0]
+            points = [(round(s*self.units[name]), l) for s,l in zip(d.sparsity, d.loss)]
+            pieces += [(slope, name, n) for slope,n in _hull(points)]
         most = sum(n for *_,n in pieces)
         if most < total: raise ValueError(f'sparsity {sparsity}: '
             f'the layers have been tried up to {most/sum(self.units.values()):.3g} in all; '

@@ -25,9 +25,8 @@ class MaskState:
         self.shrunk = False # is something gone for good?
         self.devices = {p.device for p in params.values() if p.is_cuda}
         for g in groups:
-            g.state = UnitState(torch.ones(g.n, dtype=torch.bool, device=params[g.weights[0].param].device))
             alive = g.find_alive(params)
-            g.state.set(alive if alive.any() else ~alive) # nothing but zeros: not learned yet
+            g.state = UnitState(alive if alive.any() else ~alive) # nothing but zeros: not learned yet
             g.state.start = g.dead
 
     @staticmethod
