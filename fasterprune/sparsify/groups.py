@@ -246,9 +246,9 @@ def _head_slices(n, m, name, p, lead):
 def _heads(n, m):
     "Each of the attention's parameters, seen as (..., heads, ...)."
     lead = 1 if getattr(m, 'head_first', False) else 3 # are all three of a head next to each other?
-    leads = {'in_proj_weight':3, 'in_proj_bias':3, 'qkv.weight':lead, 'qkv.bias':lead}
-    alone = 'q_proj_weight','k_proj_weight','v_proj_weight','q_bias','v_bias'
-    leads.update(dict.fromkeys((*alone, 'out_proj.weight' if isinstance(m, nn.MultiheadAttention) else 'proj.weight'), 1))
+    behind = 'out_proj.weight' if isinstance(m, nn.MultiheadAttention) else 'proj.weight'
+    alone = dict.fromkeys(('q_proj_weight','k_proj_weight','v_proj_weight','q_bias','v_bias',behind), 1)
+    leads = {'in_proj_weight':3, 'in_proj_bias':3, 'qkv.weight':lead, 'qkv.bias':lead, **alone}
     params = dict(m.named_parameters(remove_duplicate=False))
     found = {k:_head_slices(n, m, k, params[k], lead) for k,lead in leads.items() if k in params}
     weights,others = [[k for k in found if k.endswith(what)] for what in ('weight','bias')]
