@@ -15,7 +15,7 @@ from fastai.basics import no_random, tuplify
 
 from ..core.batches import first_items, map_tensors
 from ..sparsify.mask_callback import MaskCallback
-from ..sparsify.schedules import one_cycle
+from ..sparsify.schedule import one_cycle
 from .features import InputFeatures, table_columns
 from .importance import get_input_criterion
 from .plots import plot_map, plot_path, plot_ranking, plot_scalp

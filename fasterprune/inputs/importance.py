@@ -14,7 +14,7 @@ from fastai.basics import noop
 
 from ..core.batches import as_tuple, feed
 from ..core.models import evaluating, watch_pass
-from ..sparsify.criteria import LayerInfo, get_criterion, large_scaled, needs_of, taylor
+from ..sparsify.importance import LayerInfo, get_criterion, large_scaled, needs_of, taylor
 from ..sparsify.criterion_state import RunningMean
 from .features import InputFeatures
 

@@ -4,61 +4,53 @@
 
 # %% auto #0
 __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-           'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
-           'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
-           'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
-           'weight_change_relative', 'updating_magnitude_increase', 'updating_movement', 'updating_movmag',
-           'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion',
-           'weighted', 'granularities', 'axes', 'in_axes', 'by_output', 'Granularity', 'block', 'n_of_m',
-           'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to', 'best_of_neighbors', 'Group', 'Groups',
-           'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity', 'dead_count', 'start_count',
-           'add_up', 'most_dead', 'local', 'globally', 'erk', 'get_context', 'make_pools', 'MaskState', 'Sparsifier',
-           'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'layer_styles',
-           'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity', 'Ticket',
-           'find_ticket', 'load_ticket']
+           'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion', 'needs_of', 'large_final',
+           'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
+           'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase',
+           'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
+           'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes',
+           'Granularity', 'block', 'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups',
+           'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'get_context', 'MaskState',
+           'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros',
+           'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
-from .schedules import Schedule, ScheduleFamily, agp, cosine, dense_sparse_dense, get_schedule
-from .schedules import iterative, linear, one_cycle, one_shot, schedules
-from .criteria import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher, get_criterion
-from .criteria import lamp, large_final, large_init, large_init_large_final, large_scaled
-from .criteria import magnitude_increase, mean_score, movement, movmag, needs_of, size_of_sum
-from .criteria import small_final, small_init, small_init_small_final, square_of_sum, squared_final
-from .criteria import taylor, updating_magnitude_increase, updating_movement, updating_movmag, wanda
-from .criteria import weight_change_relative
-from .granularity import Granularity, axes, best_of_neighbors, block, by_output, get_granularity
-from .granularity import granularities, has_numpy, in_axes, kth_lowest, lowest, n_of_m, up_to
-from .granularity import weighted
+from .schedule import Schedule, agp, cosine, dense_sparse_dense, get_schedule, iterative
+from .schedule import linear, one_cycle, one_shot, schedules
+from .importance import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher
+from .importance import get_criterion, lamp, large_final, large_init, large_init_large_final
+from .importance import large_scaled, magnitude_increase, mean_score, movement, movmag
+from .importance import needs_of, size_of_sum, small_final, small_init
+from .importance import small_init_small_final, square_of_sum, squared_final, taylor
+from .importance import updating_magnitude_increase, updating_movement, updating_movmag
+from .importance import wanda, weight_change_relative
+from .granularity import Granularity, axes, block, get_granularity, granularities, lowest
+from .granularity import n_of_m, weighted
 from .layer_filter import select_layers
 from .groups import Group, Groups, Slices
 from .units import find_groups
-from .allocation import add_up, check_sparsity, contexts, dead_count, erk, get_context, globally
-from .allocation import local, make_pools, most_dead, start_count
+from .allocation import check_sparsity, contexts, erk, get_context, globally, local
 from .state import MaskState
 from .reports import find_zeros, sparsity_report
 from .sparsifier import Sparsifier
 from .mask_callback import MaskCallback, sample_of
 from .keep_zeros import KeepZeros
-from .callback import SparsifyCallback, layer_styles, tell_layers
+from .callback import SparsifyCallback
 from .regularize import RegularizeCallback
-from .sensitivity import Sensitivity, restored, sensitivity
+from .layer_sensitivity import Sensitivity, sensitivity
 from .tickets import Ticket, find_ticket, load_ticket
 
 # %% ../../nbs/sparsify/index.ipynb #aa03b548
 _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense_sparse_dense', 'schedules', 'Schedule',
-    'ScheduleFamily', 'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion',
-    'needs_of', 'large_final', 'squared_final', 'small_final', 'lamp', 'large_init', 'small_init',
-    'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement', 'movmag',
-    'weight_change_relative', 'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum',
-    'square_of_sum', 'taylor',
-    'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes', 'in_axes',
-    'by_output', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'has_numpy', 'lowest', 'kth_lowest', 'up_to',
-    'best_of_neighbors', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity',
-    'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk', 'get_context', 'make_pools',
-    'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback',
-    'layer_styles', 'tell_layers', 'KeepZeros', 'RegularizeCallback', 'restored', 'Sensitivity', 'sensitivity',
-    'Ticket',
-    'find_ticket', 'load_ticket']
+    'get_schedule', 'Criterion', 'criteria', 'LayerInfo', 'mean_score', 'criterion', 'needs_of', 'large_final',
+    'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
+    'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase',
+    'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
+    'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes', 'Granularity', 'block',
+    'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
+    'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'get_context', 'MaskState', 'Sparsifier',
+    'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros',
+    'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #ce378500
 from fasterprune._moved import answers

@@ -6,9 +6,7 @@
 __all__ = ['coupled_units']
 
 # %% ../../nbs/sparsify/07_coupling.ipynb #b3fbb346
-import numpy as np, torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
+import torch
 
 from ..graph.graph import Graph
 from .criterion_state import owner_of
@@ -20,16 +18,14 @@ def connected(
     sets:dict # name -> numbers, as a tensor
 ) -> list: # lists of names
     "Names whose sets have a number in common, directly or through others, by how far they are from the first one."
-    if not sets: return []
-    names,sizes = list(sets),[len(u) for u in sets.values()]
-    row = np.repeat(np.arange(len(names)), sizes)
-    column = np.unique(torch.cat([*sets.values()]).cpu().numpy(), return_inverse=True)[1]
-    at = csr_array((np.ones(len(row)), (row, column)), shape=(len(names), len(row)))
-    near,left,found = at@at.T,list(range(len(names))),[]
+    left,found = {n:set(u.tolist()) for n,u in sets.items()},[]
     while left:
-        far = dijkstra(near, unweighted=True, indices=left[0])
-        found.append([names[i] for i in sorted((i for i in left if np.isfinite(far[i])), key=lambda i: far[i])])
-        left = [i for i in left if not np.isfinite(far[i])]
+        ring,members = [next(iter(left))],[]
+        while ring: # those that are as far as each other
+            members += ring
+            units = set.union(*map(left.pop, ring))
+            ring = [n for n,us in left.items() if not units.isdisjoint(us)]
+        found.append(members)
     return found
 
 # %% ../../nbs/sparsify/07_coupling.ipynb #ae94eefb
@@ -46,9 +42,6 @@ class Coupling:
         self.role = {'outputs':'makes', 'inputs':'reads'}[kind]
         self.bound = {p:(dim,units) for (p,dim),units in graph.bound.items() if graph.role[p,dim]==self.role}
 
-    def units_of(self, layers):
-        "The units of each layer's weight, if they are known."
-        return {n:self.bound[p][1] for n in layers if (p := param_name(n, 'weight')) in self.bound}
 
     def why_unknown(self, name, layer):
         "Why it is not known which units a layer's weight has."
@@ -65,25 +58,20 @@ class Coupling:
     ) -> list: # reasons; none if the units may go
         "Why units have to stay."
         tied,weights = self.tied(units),{param_name(n, 'weight') for n in members}
+        def _stays(p):
+            matrix = p.endswith('weight') and p in self.params and self.params[p].ndim>1 and p not in weights
+            return matrix and (self.kind=='outputs' or left.get(owner_of(p)) in by_choice) # others read it no more, too
         reasons = [why for us,why in self.graph.pins if _among(us, units)]
-        foreign = [p for p in tied if p in self.params and p not in weights]
-        foreign = [p for p in foreign if p.endswith('weight') and self.params[p].ndim>1]
-        # others read it no more, too
-        if self.kind=='inputs': foreign = [p for p in foreign if left.get(owner_of(p)) in by_choice]
-        reasons += [f'tied to {p!r}, which stays dense' for p in foreign]
+        reasons += [f'tied to {p!r}, which stays dense' for p in tied if _stays(p)]
         return reasons + [f'tied to {p!r}, a buffer' for p in tied if p not in self.params and p in self.graph.layers]
 
     def group(self, units, members, also):
         "The group of these units: the slices of everything that is tied."
         tied = {p:t for p,t in self.tied(units).items() if p in self.params}
-        number = torch.full((int(max(u.max() for _,u in tied.values()))+1,), -1)
-        number[units] = torch.arange(len(units))
         def _slices(p):
             (dim,own),param = tied[p],self.params[p]
-            rows = number[own]
-            same = torch.equal(rows, torch.arange(len(units)))
-            spans = tuple(d for d in range(param.ndim) if d!=dim)
-            return Slices(p, spans, None, None if same else rows.to(param.device))
+            rows = None if torch.equal(own, units) else _positions(own, units).to(param.device)
+            return Slices(p, tuple(d for d in range(param.ndim) if d!=dim), None, rows)
         weights = [param_name(n, 'weight') for n in members]
         others = [_slices(p) for p in tied if p not in weights]
         joins = [why for us,why in self.graph.joins if _among(us, units)]
@@ -100,20 +88,16 @@ class Coupling:
         other = ((d,u) for (n,d),u in graph.bound.items() if n==param and graph.role[n,d] not in (self.role,''))
         dim,units = next(other, (None,None))
         if dim is None or len(units)!=p.shape[dim]: return ()
-        found,left = [],torch.ones_like(units, dtype=torch.bool)
-        for g,own in zip(groups, numbers):
-            if ((number := _positions(units, own))>=0).any(): found.append((g, number.to(p.device)))
-        for _,number in found: left &= number.cpu()<0
+        found = [(g, _positions(units, own)) for g,own in zip(groups, numbers) if _among(own, units)]
+        left = ~torch.isin(units, torch.cat(numbers))
         if elsewhere := self._elsewhere(units[left]):
-            number = torch.where(left, _positions(units, elsewhere.units), -1)
-            found.append((elsewhere, number.to(p.device)))
-        return (dim, *found) if found else ()
+            found.append((elsewhere, torch.where(left, _positions(units, elsewhere.units), -1)))
+        return (dim, *[(g, number.to(p.device)) for g,number in found]) if found else ()
 
     def _elsewhere(self, units):
         "Those of the `units` that weights outside of all groups make, or read."
-        bound = [(p,d,u) for (p,d),u in self.graph.bound.items() if self.graph.role[p,d]==self.role]
-        bound = [(p,d,u) for p,d,u in bound if p in self.params]
-        bound = [(self.params[p],d,u) for p,d,u in bound if self.params[p].ndim>1 and _among(u, units)]
+        tied = [(self.params[p],d,u) for p,(d,u) in self.tied(units).items() if p in self.params]
+        bound = [(p, d, u) for p,d,u in tied if p.ndim>1]
         return UngroupedUnits(bound) if bound else None
 
 def _positions(units, among):
@@ -153,7 +137,7 @@ def coupled_units(
 ) -> Groups:
     "Groups of the outputs, or inputs, that the graph ties together."
     coupling = Coupling(kind, graph, params)
-    known = coupling.units_of(selected)
+    known = {n:coupling.bound[p][1] for n in selected if (p := param_name(n, 'weight')) in coupling.bound}
     owners = {id(selected[n].weight):n for n in known}
     shared = {n:owners.get(id(m.weight)) for n,m in selected.items() if n not in known} # they share a weight
     left.update({n:coupling.why_unknown(n, selected[n]) for n,owner in shared.items() if owner is None})

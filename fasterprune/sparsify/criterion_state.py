@@ -11,7 +11,7 @@ from fastcore.all import noop
 from torch import Tensor, nn
 
 from ..core.models import watch_pass
-from .criteria import LayerInfo
+from .importance import LayerInfo
 
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #8a69b261
 class RunningMean:
@@ -57,7 +57,13 @@ def mean_square(layer, x):
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #d2e3c854
 def owner_of(name): return name.rpartition('.')[0] # layer of a parameter
 
-_known_needs = 'initial','previous','gradient','input_norm','norm_scale'
+_remedies = dict(
+    initial='weights of before, but they have been forgotten: make a new Sparsifier',
+    previous='weights of before, but they have been forgotten: make a new Sparsifier',
+    gradient='gradients, but there are none: call loss.backward() before',
+    input_norm='the norm of its input, but nothing has passed through it: call `observe(batch)` before',
+    norm_scale='the scale of a norm, but none was found behind it: '
+        'take filters or neurons with coupled=True, or leave the layer out')
 
 class CriterionState:
     "Keeps of a model's weights what a criterion needs."
@@ -66,9 +72,9 @@ class CriterionState:
         model:nn.Module, # the model
         names            # names of its parameters that are scored
     ):
-        unknown = set(needs) - set(_known_needs)
+        unknown = set(needs) - set(_remedies)
         if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: '
-            f'what can be had is {", ".join(_known_needs)}')
+            f'what can be had is {", ".join(_remedies)}')
         self.needs,self.params = set(needs),{n:model.get_parameter(n) for n in names}
         self.layers = {n:model.get_submodule(owner_of(n)) for n in names}
         self.model,self.unwatch = model,noop
@@ -105,26 +111,15 @@ class CriterionState:
     ) -> LayerInfo:
         "What a criterion may know of a parameter; a `ValueError` if something that it needs is not there."
         layer,p = self.layers[name],self.params[name]
-        known = {need:self._known(need, name, norm_scale, layer, p) for need in _known_needs if need in self.needs}
+        weight = self.weights[name].to(p) if name in self.weights else None
+        norm = input_axes(layer, self.norms[name].mean.sqrt()).to(p) if name in self.norms else None
+        known = dict(initial=weight, previous=weight, gradient=p.grad, input_norm=norm, norm_scale=norm_scale)
+        known = {need:value for need,value in known.items() if need in self.needs}
+        if 'gradient' in known and not p.requires_grad: raise ValueError(f'layer {owner_of(name)!r}: the criterion '
+            'needs gradients, but it is frozen (requires_grad is False): leave it out, or unfreeze it')
+        for need,value in known.items():
+            if value is None: raise ValueError(f'layer {owner_of(name)!r}: the criterion needs {_remedies[need]}')
         return LayerInfo(owner_of(name), layer, **known)
-
-    def _known(self, need, name, norm_scale, layer, p):
-        def missing(what, remedy):
-            return ValueError(f'layer {owner_of(name)!r}: the criterion needs {what}, but {remedy}')
-        if need in ('initial','previous'):
-            if name in self.weights: return self.weights[name].to(p)
-            raise missing('weights of before', 'they have been forgotten: make a new Sparsifier')
-        if need=='gradient':
-            if not p.requires_grad: raise missing('gradients',
-                'it is frozen (requires_grad is False): leave it out, or unfreeze it')
-            if p.grad is None: raise missing('gradients', 'there are none: call loss.backward() before')
-            return p.grad
-        if need=='input_norm':
-            if name in self.norms: return input_axes(layer, self.norms[name].mean.sqrt()).to(p)
-            raise missing('the norm of its input', 'nothing has passed through it: call `observe(batch)` before')
-        if norm_scale is None: raise missing('the scale of a norm', 'none was found behind it: '
-            'take filters or neurons with coupled=True, or leave the layer out')
-        return norm_scale
 
     @torch.no_grad()
     def apply_slicing(self,
@@ -132,18 +127,16 @@ class CriterionState:
     ):
         "Follow parameters that are cut."
         for n in [n for n,p in self.params.items() if p in cuts]:
-            gone,(shape,kept) = cuts[self.params[n]] is None,cuts[self.params[n]] or ((),{})
-            self._slice_norm(n, shape, kept)
-            if gone:
-                for d in (self.params,self.layers,self.weights): d.pop(n, None)
+            if (cut := cuts[self.params[n]]) is None:
+                for d in (self.params,self.layers,self.weights,self.norms): d.pop(n, None)
+                continue
+            shape,kept = cut
             for dim,at in kept.items():
                 if n in self.weights: self.weights[n] = self.weights[n].index_select(dim, at.to(self.weights[n].device))
-
-    def _slice_norm(self, n, shape, kept):
-        if n not in self.norms: return
-        mean = self.norms[n].mean
-        if 1 in kept and len(mean)==shape[1]: self.norms[n].mean = mean[kept[1].to(mean.device)]
-        elif kept.keys()-{0}: del self.norms[n]
+                if n not in self.norms or dim==0: continue
+                norm = self.norms[n]
+                if dim==1 and len(norm.mean)==shape[1]: norm.mean = norm.mean[at.to(norm.mean.device)]
+                else: del self.norms[n]
 
     def state_dict(self
     ) -> dict: # tensors and numbers by name

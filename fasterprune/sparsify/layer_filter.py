@@ -9,6 +9,7 @@ __all__ = ['param_name', 'matching', 'is_attention', 'select_layers']
 import inspect
 from fnmatch import fnmatchcase
 
+from fastcore.all import groupby, listify
 from torch import nn
 
 from .criterion_state import owner_of
@@ -57,7 +58,6 @@ def _accepts(pattern, name, module):
     if isinstance(pattern, type): return isinstance(module, pattern)
     return bool(pattern(name, module) if len(inspect.signature(pattern).parameters)>1 else pattern(module))
 
-def _as_list(patterns): return list(patterns) if isinstance(patterns, (list,tuple,set)) else [patterns]
 
 def matching(
     layers:dict,      # layers by name
@@ -65,7 +65,7 @@ def matching(
     what:str='layers' # what they are for, for the message
 ) -> list: # names
     "Names of the `layers` that one of `patterns` chooses; a `ValueError` if one of them chooses none."
-    patterns = _as_list(patterns)
+    patterns = listify(patterns)
     for p in patterns:
         if not (isinstance(p, str) or callable(p)): raise ValueError(f'{what} {p!r}: give the name of a layer, '
             f'a glob, a type or a function, e.g. {next(iter(layers))!r}')
@@ -92,7 +92,7 @@ class LayerChoice:
             'convolution, Linear or recurrent layer: there is nothing to sparsify')
         self.chosen = usual if self.by_default else matching(self.found, layers)
         self.excluded = [] if exclude is None else matching(self.found, exclude, 'exclude')
-        self.literal = _as_list(layers) # names and types that mean a layer, as globs and functions do not
+        self.literal = listify(layers) # names and types that mean a layer, as globs and functions do not
 
     def not_chosen(self, n, m):
         if n in self.chosen: return ''
@@ -132,9 +132,7 @@ class LayerChoice:
 
 def _whole_layers(left, stored):
     "One reason for a recurrent layer, if all its matrices are left dense for the same one."
-    parts = {}
-    for n,(m,_) in stored.items():
-        if isinstance(m, recurrent): parts.setdefault(owner_of(n), []).append(n)
+    parts = groupby((n for n,(m,_) in stored.items() if isinstance(m, recurrent)), owner_of)
     of = {n:o for o,ns in parts.items() for n in ns if len({left.get(k) for k in ns})==1}
     return {of.get(n, n):why for n,why in left.items()}
 

@@ -17,7 +17,7 @@ from fastai.basics import set_seed
 
 from ..core.pages import html_table, picture
 from ..sparsify.callback import SparsifyCallback
-from ..sparsify.schedules import one_cycle, schedules
+from ..sparsify.schedule import one_cycle, schedules
 from .networks import make_network
 from .study import Study
 from .training import accuracy_of, sizes, study_data, train

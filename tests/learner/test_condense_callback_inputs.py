@@ -142,7 +142,7 @@ def test_the_best_epoch_of_a_table(tmp_path, with_opt):
     fit(learn, n=1)
 
 @pytest.mark.parametrize('dtype', [torch.float32, slow(torch.float64)])
-@pytest.mark.parametrize('granularity', ['weight', 'kernel', '2:4', 'block(4,4)', *map(slow, ('row', 'column', 'shared_kernel', 'layer'))])
+@pytest.mark.parametrize('granularity', ['weight', 'kernel', '2:4', 'block(4,4)', *map(slow, ('row', 'column', 'channel', 'layer'))])
 def test_other_granularities(granularity, dtype, tmp_path):
     "What they leave behind is exact in number, and a file holds it."
     s = {'2:4':.5, 'layer':.3}.get(granularity, .9)

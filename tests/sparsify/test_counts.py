@@ -4,7 +4,7 @@ from fastai.basics import Callback, CancelBatchException, set_seed
 from fastai.callback.all import GradientAccumulation, ShortEpochCallback
 from torch import nn
 from fasterprune.all import *
-from fasterprune.sparsify.schedules import get_schedule
+from fasterprune.sparsify.schedule import get_schedule
 from support.sparsity import Count, cnn, dead, fit, layers, learner, mlp, n_mlp, total, zeros
 
 @pytest.fixture(autouse=True)

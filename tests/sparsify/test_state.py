@@ -5,7 +5,7 @@ import pytest, torch
 from fastai.basics import Callback, CancelFitException, set_seed
 from torch import nn
 from fasterprune.all import *
-from fasterprune.sparsify.criteria import criteria, needs_of
+from fasterprune.sparsify.importance import criteria, needs_of
 from support.sparsity import cnn, fit, learner, mlp
 
 def step(sp, x, i):

@@ -5,7 +5,7 @@ from fastai.basics import Callback
 from torch import nn
 import torch.nn.functional as F
 from fasterprune.all import *
-from fasterprune.sparsify.criteria import get_criterion, needs_of
+from fasterprune.sparsify.importance import get_criterion, needs_of
 
 class Vectors(nn.Module):
     "Two embeddings, with or without a Linear layer behind them."
