@@ -97,7 +97,7 @@ def in_browser(all_pages, base):
 def contrast(all_pages, base):
     "What is hard to read in one of the themes, by the rules of WCAG AA, on the first page of each folder and all starting points."
     from axe_playwright_python.sync_playwright import Axe
-    sample = dict.fromkeys([n for n in all_pages if n in ('index','getting_started','benchmarks')] + [next(n for n in all_pages if n.startswith(f)) for f in dict.fromkeys(n.rpartition('/')[0]+'/' for n in all_pages if '/' in n)])
+    sample = {n.rpartition('/')[0] or n:n for n in reversed(all_pages)}.values() # one of each folder, and those at the top
     axe = Axe()
     with browser.opened() as b:
         tab = b.new_page(viewport=dict(width=widths[0], height=900))
@@ -115,7 +115,9 @@ def found_first(base):
         for term,wanted in searches.items():
             tab.goto(f'{base}/search.html?q={term}')
             try: tab.wait_for_selector('#search-results ul.search li a', timeout=20_000)
-            except Exception: yield 'search',f'nothing is found for {term!r}'; continue
+            except Exception:
+                yield 'search',f'nothing is found for {term!r}'
+                continue
             tab.wait_for_timeout(700)
             hits = tab.eval_on_selector_all('#search-results ul.search li > a', 'es => es.map(e => e.getAttribute("href"))')
             if not hits[0].startswith(wanted): yield 'search',f'{term!r} finds {hits[:3]} first, not {wanted}'

@@ -46,9 +46,10 @@ class Equivalence:
     def facts(self):
         "What was found out, said of units instead of identities."
         found,units = self.found,self.units
+        tensors = 'bound','heads','cuts','inputs','assumptions','opened'
         def _told(pairs): return [(units[ids].unique(), why) for ids,why in pairs]
         united = dict(pins=_told(found.pins), joins=_told(found.joins), borders=_told(found.borders),
-            **{k:map_tensors(self.of, getattr(found, k)) for k in ('bound','heads','cuts','inputs','assumptions','opened')},
+            **{k:map_tensors(self.of, getattr(found, k)) for k in tensors},
             given={k:replace(s, ids=self.of(s.ids)) for k,s in found.given.items() if isinstance(s, AbstractValue)},
             reads=[self._read(r) for r in found.reads],
             norms=[replace(m, units=units[m.units]) for m in found.norms],
