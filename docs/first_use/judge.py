@@ -1,4 +1,4 @@
-"""Judge what newcomers left: `python docs/first_use/judge.py FOLDER`, with a folder for each task of tasks.md in it, by its name."""
+'Judge what newcomers left: `python docs/first_use/judge.py FOLDER`, with a folder for each task of tasks.md in it, by its name.'
 import subprocess, sys, tempfile
 from pathlib import Path
 

@@ -56,7 +56,8 @@ def test_channels_with_a_limit_to_their_norm(dim, of_zero, of_constant):
     assert len(c.model.a.weight)==of_constant and (dim==2 or any('normed over channels by renorm' in k['reason'] for k in c.report.kept)), c.report
 
 def test_weights_with_a_limit_to_their_norm_stay_whole_and_are_named():
-    net = Model(lambda m, x: m.c(F.linear(m.b(x), m.a.weight.renorm(2, 0, .5))), a=dead(nn.Linear(8, 8), (1,)), b=dead(nn.Linear(5, 8), (2,)), c=nn.Linear(8, 3))
+    net = Model(lambda m, x: m.c(F.linear(m.b(x), m.a.weight.renorm(2, 0, .5))),
+        a=dead(nn.Linear(8, 8), (1,)), b=dead(nn.Linear(5, 8), (2,)), c=nn.Linear(8, 3))
     c = condensed(net.double().eval(), randn(2, 5))
     assert len(c.model.a.weight)==8 and any('renorm' in k['reason'] for k in c.report.kept), c.report
 
