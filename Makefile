@@ -50,7 +50,7 @@ demo: install  ## the main job on real data in under a minute; writes demo/repor
 export: $(tools)  ## write fasterprune/*.py from the notebooks
 	$(BIN)/nbdev-export
 
-outputs: $(tools)  ## run the notebooks and save their outputs, tidied; NB=condense/15_condenser for one of them
+outputs: $(tools)  ## run the notebooks and save their outputs, tidied; NB=condense/15_condenser for one of them, NB=--all for those of unchanged cells, too
 	$(offline) $(BIN)/python docs/outputs.py $(NB)
 
 clean-nbs: $(tools)  ## strip from the notebooks what should not be committed
