@@ -11,7 +11,7 @@ from fastcore.all import noop
 from torch import Tensor, nn
 
 from ..core.models import watch_pass
-from .criteria import LayerInfo
+from .criteria import LayerInfo, check_needs
 
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #8a69b261
 class RunningMean:
@@ -57,8 +57,6 @@ def mean_square(layer, x):
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #d2e3c854
 def owner_of(name): return name.rpartition('.')[0] # layer of a parameter
 
-_known_needs = 'initial','previous','gradient','input_norm','norm_scale'
-
 class CriterionState:
     "Keeps of a model's weights what a criterion needs."
     def __init__(self,
@@ -66,10 +64,7 @@ class CriterionState:
         model:nn.Module, # the model
         names            # names of its parameters that are scored
     ):
-        unknown = set(needs) - set(_known_needs)
-        if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: '
-            f'what can be had is {", ".join(_known_needs)}')
-        self.needs,self.params = set(needs),{n:model.get_parameter(n) for n in names}
+        self.needs,self.params = set(check_needs(needs)),{n:model.get_parameter(n) for n in names}
         self.layers = {n:model.get_submodule(owner_of(n)) for n in names}
         self.model,self.unwatch = model,noop
         self.norms,self.weights = {},{} # by parameter: running mean of the squared inputs; weights of before
@@ -105,7 +100,7 @@ class CriterionState:
     ) -> LayerInfo:
         "What a criterion may know of a parameter; a `ValueError` if something that it needs is not there."
         layer,p = self.layers[name],self.params[name]
-        known = {need:self._known(need, name, norm_scale, layer, p) for need in _known_needs if need in self.needs}
+        known = {need:self._known(need, name, norm_scale, layer, p) for need in sorted(self.needs)}
         return LayerInfo(owner_of(name), layer, **known)
 
     def _known(self, need, name, norm_scale, layer, p):
