@@ -48,6 +48,7 @@ class Equivalence:
         def _each(d): return {k:units[ids] for k,ids in d.items()}
         def _told(pairs): return [(units[ids].unique(), why) for ids,why in pairs]
         united = dict(pins=_told(found.pins), joins=_told(found.joins), borders=_told(found.borders),
+            lost=_told(found.lost),
             bound=_each(found.bound), heads=_each(found.heads), cuts=_each(found.cuts),
             inputs=[None if ids is None else units[ids] for ids in found.inputs],
             guesses={i:[self.of(ids) for ids in outs] for i,outs in found.guesses.items()},
