@@ -89,6 +89,19 @@ def test_pages_name_files_that_are_there(page):
     gone = sorted(o for o in named if not o.startswith(generated) and not list(root.glob(o)))
     assert not gone, f'{page.name} names what is not there: {gone}'
 
+@pytest.mark.parametrize('target', ['export','clean-nbs','readme','docs','lint','test','bench','check NB=inputs/05_callback'])
+def test_make_leaves_an_environment_of_others_as_it_is(target):
+    "Neither pip nor a new environment: what is there is used, for the package of this folder."
+    out = run('make', '-n', *target.split(), f'VENV={sys.prefix}', cwd=root)
+    assert 'pip install' not in out and ' -m venv' not in out and f'{sys.prefix}/bin/' in out
+
+def test_outputs_of_cells_that_have_not_changed_stay():
+    keep = runpy.run_path(str(root/'docs'/'outputs.py'))['keep_outputs']
+    def _cells(sources, outputs): return [dict(source=[s], outputs=[o]) for s,o in zip(sources, outputs)]
+    new = _cells('abXd', 'ABCD')
+    keep(new, _cells('abcd', '1234'))
+    assert [c['outputs'] for c in new]==[['1'],['2'],['C'],['D']]
+
 def test_readme_in_sync():
     same((root/'README.md').read_text(encoding='utf-8'), readme['readme'](), 'README.md is not what nbs/index.ipynb says: run `make readme`')
 
