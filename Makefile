@@ -1,11 +1,13 @@
 # Everything a user or contributor runs. `make help` lists the targets.
 # Only python3 (with its venv module) is needed beforehand: all else goes into .venv, and nothing outside this folder is touched.
+# `make VENV=path ...` takes an environment that is there: nothing is installed in it, and the package is the one of this folder.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 META := settings.ini setup.py pyproject.toml
-export VIRTUAL_ENV := $(CURDIR)/.venv
+export VIRTUAL_ENV := $(abspath $(VENV))
 say = @printf '\n\033[1m== %s\033[0m\n'
 
 # Data sets for the longer tests and benchmarks: taken from a folder beside the checkout when there is one.
@@ -17,35 +19,50 @@ endif
 # What notebooks download, made from those data: fastai and the hub's client find it, and ask no network.
 offline = eval "$$($(BIN)/python docs/offline.py)";
 
-.PHONY: help install install-dev demo export outputs clean-nbs readme docs lint test test-long test-soak coverage bench build clean
+# An environment of this folder is kept up to date by the targets that test; those that only run tools take it as it is.
+ifeq ($(shell test "$(VENV)" = .venv && test ! -L .venv && echo own),own)
+installed := .venv/.installed
+installed_dev := .venv/.installed-dev
+$(BIN)/chkstyle:
+	@$(MAKE) --no-print-directory install-dev
+else
+installed_dev := $(BIN)/chkstyle
+PIP := :
+export PYTHONPATH := $(CURDIR):$(CURDIR)/tests:$(PYTHONPATH)
+$(BIN)/chkstyle:
+	@echo 'there are no tools in $(VENV): give another environment, or remove the link .venv and let make install one'; exit 1
+endif
+tools := $(BIN)/chkstyle
+
+.PHONY: help install install-dev demo export outputs clean-nbs readme docs lint check test test-long test-soak coverage bench build clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/.installed  ## make .venv and install the package in it (about 6 GB, most of it torch)
+install: $(installed)  ## make .venv and install the package in it (about 6 GB, most of it torch)
 
-install-dev: .venv/.installed-dev  ## the same with all that is needed to test, document and build
+install-dev: $(installed_dev)  ## the same with all that is needed to test, document and build
 
 demo: install  ## the main job on real data in under a minute; writes demo/report.html
 	$(BIN)/fasterprune-demo
 
-export: install-dev  ## write fasterprune/*.py from the notebooks
+export: $(tools)  ## write fasterprune/*.py from the notebooks
 	$(BIN)/nbdev-export
 
-outputs: install-dev  ## run the notebooks and save their outputs, tidied; NB=condense/07_condenser for one of them
+outputs: $(tools)  ## run the notebooks and save their outputs, tidied; NB=condense/15_condenser for one of them, NB=--all for those of unchanged cells, too
 	$(offline) $(BIN)/python docs/outputs.py $(NB)
 
-clean-nbs: install-dev  ## strip from the notebooks what should not be committed
+clean-nbs: $(tools)  ## strip from the notebooks what should not be committed
 	$(BIN)/nbdev-clean
 
-readme: install-dev  ## write README.md from nbs/index.ipynb
+readme: $(tools)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py
 
-docs: install-dev  ## build the site in docs/_build/html
+docs: $(tools)  ## build the site in docs/_build/html
 	$(BIN)/python docs/build.py
 
-lint: install-dev  ## style, floors and types of what the notebooks export
+lint: $(tools)  ## style, floors and types of what the notebooks export
 	$(say) 'style: chkstyle and ruff'
 	$(BIN)/chkstyle
 	$(BIN)/ruff check
@@ -53,6 +70,16 @@ lint: install-dev  ## style, floors and types of what the notebooks export
 	$(BIN)/lint-imports
 	$(say) 'types: the public names as they are used'
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: $(tools)  ## of one notebook, NB=inputs/05_callback: export, style, its test, those of its package (K=series: some of them)
+	@test -f 'nbs/$(NB).ipynb' || { echo 'which notebook? make check NB=inputs/05_callback'; exit 1; }
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/chkstyle
+	$(BIN)/ruff check
+	$(offline) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/$(NB).ipynb
+	$(BIN)/python -m pytest -q tests/test_house.py
+	for d in $(wildcard tests/$(firstword $(subst /, ,$(NB)))); do $(BIN)/python -m pytest -q -x -n 2 $$d $(if $(K),-k '$(K)') || exit 1; done
 
 test: install-dev  ## every check in ten minutes: notebooks, export, style, floors, types, README, site, package, tests
 	$(say) 'repository: notebooks clean, export and README in sync, package builds'

@@ -1,4 +1,7 @@
-"Run the notebooks and save their outputs as a reader wants them: no progress bars, no warnings, nothing from hidden cells."
+"""Run the notebooks and save their outputs as a reader wants them: no progress bars, no warnings, nothing from hidden cells.
+
+Cells up to the first one that differs from the last commit keep the outputs that they have there, so that a change is no larger than what
+it is about; `--all` takes all outputs anew, for instance when the library prints something else."""
 import json, os, re, subprocess, sys, sysconfig
 from pathlib import Path
 
@@ -25,15 +28,29 @@ def tidy(cell):
         kept.append(o)
     return kept
 
+def code_cells(nb): return [c for c in nb['cells'] if c['cell_type']=='code']
+
+def committed(path):
+    "Code cells of a notebook as it is in the last commit."
+    found = subprocess.run(['git','show',f'HEAD:./{path.relative_to(root).as_posix()}'], cwd=root, capture_output=True, text=True, encoding='utf-8')
+    return code_cells(json.loads(found.stdout)) if found.returncode==0 else []
+
+def keep_outputs(cells, before):
+    "Give cells the outputs of `before`, up to the first one whose source is another."
+    for new,old in zip(cells, before):
+        if ''.join(new['source'])!=''.join(old['source']): return
+        new['outputs'] = old['outputs']
+
 def main(names):
     "Run the notebooks called `names`, or all of them."
+    everything,names = '--all' in names,[n for n in names if n!='--all']
     bin_dir = Path(sysconfig.get_path('scripts'))
     paths = [root/'nbs'/f'{n}.ipynb' for n in names] or sorted((root/'nbs').glob('**/*.ipynb'))
     for p in paths:
         subprocess.run([bin_dir/'nbdev-test', str(p), '--save'], cwd=root, check=True, env={**os.environ, 'PYTHONWARNINGS':'ignore'})
         nb = json.loads(p.read_text(encoding='utf-8'))
-        for cell in nb['cells']:
-            if cell['cell_type']=='code': cell['outputs'] = tidy(cell)
+        for cell in code_cells(nb): cell['outputs'] = tidy(cell)
+        if not everything: keep_outputs(code_cells(nb), committed(p))
         p.write_text(json.dumps(nb, ensure_ascii=False, indent=1)+'\n', encoding='utf-8')
     subprocess.run([bin_dir/'nbdev-clean'], cwd=root, check=True)
 

@@ -76,6 +76,32 @@ def test_architecture_names_what_is_there():
     gone = [m for m in set(re.findall(rf'`((?:{packages})\.[\w.]+)`', text)) if not (root/lib/(m.replace('.', '/')+'.py')).exists() and not (root/lib/m.replace('.', '/')).is_dir()]
     assert not gone, f'ARCHITECTURE.md names modules that are not there: {gone}'
 
+pages = sorted([*root.glob('*.md'), root/'Makefile', *(root/'docs').rglob('*.md')])
+generated = 'docs/_build', 'docs/_proc'
+
+@pytest.mark.parametrize('page', pages, ids=lambda p: p.name)
+def test_pages_name_files_that_are_there(page):
+    "Paths of files and folders, in links, tables and commands; notebooks also as `NB=condense/15_condenser`."
+    text = page.read_text(encoding='utf-8')
+    if page.name=='CHANGELOG.md': text = text.split('\n## ')[1] # what was is history
+    named = set(re.findall(r'(?<![\w./-])(?:nbs|tests|docs|benchmarks|results|fasterprune)/[\w./*-]*\w', text))
+    named |= {f'nbs/{n}.ipynb' for n in re.findall(r'NB=([\w/]+)', text)}
+    gone = sorted(o for o in named if not o.startswith(generated) and not list(root.glob(o)))
+    assert not gone, f'{page.name} names what is not there: {gone}'
+
+@pytest.mark.parametrize('target', ['export','clean-nbs','readme','docs','lint','test','bench','check NB=inputs/05_callback'])
+def test_make_leaves_an_environment_of_others_as_it_is(target):
+    "Neither pip nor a new environment: what is there is used, for the package of this folder."
+    out = run('make', '-n', *target.split(), f'VENV={sys.prefix}', cwd=root)
+    assert 'pip install' not in out and ' -m venv' not in out and f'{sys.prefix}/bin/' in out
+
+def test_outputs_of_cells_that_have_not_changed_stay():
+    keep = runpy.run_path(str(root/'docs'/'outputs.py'))['keep_outputs']
+    def _cells(sources, outputs): return [dict(source=[s], outputs=[o]) for s,o in zip(sources, outputs)]
+    new = _cells('abXd', 'ABCD')
+    keep(new, _cells('abcd', '1234'))
+    assert [c['outputs'] for c in new]==[['1'],['2'],['C'],['D']]
+
 def test_readme_in_sync():
     same((root/'README.md').read_text(encoding='utf-8'), readme['readme'](), 'README.md is not what nbs/index.ipynb says: run `make readme`')
 

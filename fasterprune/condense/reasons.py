@@ -31,6 +31,7 @@ class Reasons:
         cases = [*graph.pins, (plan.constant_carriers, carries), (plan.last_survivors, 'the last unit of its layer'),
             (plan.rounded, f'the width is a multiple of {round_to}'),
             (whole, 'removing units of this layer changed the output'), *graph.borders,
+            *[(u[graph.needed[u]], why) for u,why in graph.lost],
             (graph.needed, 'tied to a unit that is needed'), (torch.ones_like(graph.needed), 'may not be removed')]
         self.whys,self.first = [],torch.full((graph.n_units,), -1)
         for units,why in reversed(cases): # so that the first one is what is left

@@ -49,7 +49,7 @@ class Equivalence:
         tensors = 'bound','heads','cuts','inputs','assumptions','opened'
         def _told(pairs): return [(units[ids].unique(), why) for ids,why in pairs]
         united = dict(pins=_told(found.pins), joins=_told(found.joins), borders=_told(found.borders),
-            **{k:map_tensors(self.of, getattr(found, k)) for k in tensors},
+            **{k:map_tensors(self.of, getattr(found, k)) for k in tensors}, lost=_told(found.lost),
             given={k:replace(s, ids=self.of(s.ids)) for k,s in found.given.items() if isinstance(s, AbstractValue)},
             reads=[self._read(r) for r in found.reads],
             norms=[replace(m, units=units[m.units]) for m in found.norms],

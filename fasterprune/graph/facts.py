@@ -80,6 +80,7 @@ class Facts:
     pins: list = _empty(list)     # pairs of units that have to stay and the reason, in order of execution, as all lists
     joins: list = _empty(list)    # pairs of units and why layers share them
     borders: list = _empty(list)  # pairs of units with a constant that padding makes vary, and where
+    lost: list = _empty(list)     # pairs of units with a constant that an operation makes vary, and which it is
     reads: list = _empty(list)    # a `LinearUse` for each call of a layer that reads units and makes others
     norms: list = _empty(list)    # a `Norm` for each call of a layer that normalizes over units
     sizes: list = _empty(list)    # a `Size` for each attribute of a module in which a number of units stands

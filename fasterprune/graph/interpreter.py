@@ -19,7 +19,7 @@ from fasterprune.graph.ops.creation import is_sized
 from fasterprune.graph.recognized import recognize
 from fasterprune.graph.rules import barrier, leaves, place, rules
 from fasterprune.graph.sizes import most_followed
-from fasterprune.graph.values import AbstractValue, Param, compact, followed, nothing
+from fasterprune.graph.values import AbstractValue, Param, compact, distinct, followed, nothing
 
 # %% ../../nbs/graph/16_interpreter.ipynb #b0bab7eb
 failed_rules = [] # operation, module and error of each rule that has failed since the start of the process
@@ -29,6 +29,15 @@ def _geometry(t): return t.data_ptr(),tuple(t.shape),t.stride()
 def _one_for_all(x, shape):
     "The first unit of `x` for all elements of a shape, of which no more is known."
     return AbstractValue(x.ids.flatten()[:1].expand(shape), nothing.expand(shape))
+
+def _checked(found, out):
+    "What a rule says of `out`; an error if it is no `AbstractValue`, or of another shape."
+    for t,s in zip(tensors_in(out), found if isinstance(found, (list,tuple)) else [found]):
+        if s is None: continue # nothing but its value
+        if not isinstance(s, (AbstractValue,Param)): raise TypeError(f'it gives {type(s).__name__}, not AbstractValue')
+        shapes = [tuple(o.shape) for o in (s if isinstance(s, AbstractValue) else s.value, t)]
+        if shapes[0]!=shapes[1]: raise ValueError('it gives shape {}, and the operation {}'.format(*shapes))
+    return found
 
 class Memory:
     "What is known of tensors, also of those that show the same memory under another name."
@@ -172,6 +181,7 @@ class Interpreter(FactRecorder):
         f = self._rule_for(op, in_place, given)
         found = barrier(self, op, args, kwargs) if f is None else self._by_rule(f, op, args, kwargs)
         self._note_assumption(op, found)
+        self._note_lost(op, given, found)
         for t,s in zip(tensors_in(op.out), found if isinstance(found, (list,tuple)) else [found]):
             # what comes out of NumPy may have been written to from elsewhere
             if in_place and s is not args[0] or op.name=='numpy': self._in_place(op, t, s, args)
@@ -193,12 +203,23 @@ class Interpreter(FactRecorder):
                 self.pin(s.ids, f'comes into {place(op)}, which computes sizes at {op.line}')
         if level and self.at not in self.assumptions and isinstance(found, AbstractValue): self.assumed(found)
 
+    def _note_lost(self, op, given, found):
+        "Note which constants of an activation are none any more, for they may be why dead units stay."
+        xs = [a for a in given if isinstance(a, AbstractValue)]
+        if len(xs)!=1 or not isinstance(found, AbstractValue): return
+        (ids,unknown),(ids_out,unknown_out) = [torch.broadcast_tensors(distinct(s.ids), distinct(s.const).isnan())
+            for s in (xs[0],found)]
+        if unknown.all() or not unknown_out.any(): return
+        lost = ids[~unknown & torch.isin(ids, ids_out[unknown_out]) & ~torch.isin(ids, ids[unknown])]
+        why = f'made to vary by {op.name} in {place(op)}' + f' at {op.line}'*bool(op.line)
+        if len(lost): self.lost.append((lost, why))
+
     def _by_rule(self, f, op, args, kwargs):
         "What a rule says; if it fails, which is a fault of ours, the operation is not analyzed."
-        try: return f(self, op, *args, **kwargs)
+        try: return _checked(f(self, op, *args, **kwargs), op.out)
         except Exception as e:
             failed_rules.append((op.name,op.place,e))
-            return barrier(self, op, args, kwargs, why=f'whose rule fails ({type(e).__name__}: {e})')
+            return barrier(self, op, args, kwargs, why=f'whose rule {f.__name__} fails ({type(e).__name__}: {e})')
 
     def _perform_whole(self, call, f):
         "Perform a module that counts as one operation; if that fails, which is a fault of ours, the operations in it."

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/graph/08_rules.ipynb #e7baaa34
+from difflib import get_close_matches
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ def rule(
 ):
     "Register the decorated `f(graph, op, *args)` as the rule for operations."
     def _register(f):
+        for name in names: _check_name(name, f)
         rules.update({name:f for name in names})
         return f
     return _register
@@ -27,6 +30,17 @@ def rule(
 # classes of modules that are not looked into: the rule called like the class says what they do;
 # who makes such a class adds it
 one_operation = [nn.MultiheadAttention]
+
+def _check_name(name, f):
+    "A `ValueError` if there is no such operation, or another rule for it; running a cell again is no fault."
+    if name in rules and (rules[name].__qualname__,rules[name].__doc__)!=(f.__qualname__,f.__doc__):
+        raise ValueError(f'{name} has a rule already, {rules[name].__qualname__} in {rules[name].__module__}: '
+            'change that one, or put yours into `rules`')
+    known = hasattr(aten, name) or name in [c.__name__ for c in one_operation]
+    if known or f.__module__.startswith('fasterprune.'): return # not each version of PyTorch has all that have a rule
+    ops = {o[6:].split('.')[0] for o in torch._C._dispatch_get_all_op_names() if o.startswith('aten::')}
+    near = get_close_matches(name, ops, 1)
+    raise ValueError(f'torch.ops.aten has no {name}' + f': did you mean {near[0]}?'*bool(near))
 
 def place(op):
     "Where in the model an operation is."

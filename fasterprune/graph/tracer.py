@@ -61,6 +61,7 @@ def _line():
     while f.f_code.co_filename.startswith(_torch): f = f.f_back
     if f.f_code in entered_by: return ''
     name,code = os.path.basename(f.f_code.co_filename),linecache.getline(f.f_code.co_filename, f.f_lineno).strip()
+    if len(code)>80: code = f'{code[:77]}...'
     where = [f'{name}:{f.f_lineno}']*(name[0]!='<' or not code) # a cell of a notebook has no name
     return ' '.join(where + [f'`{code}`']*bool(code))
 

@@ -19,6 +19,9 @@ from ..condense.tabular import is_table
 # %% ../../nbs/inputs/01_features.ipynb #68b45ae0
 def _time_dim(shape, units):
     "The dimension of an item along which time runs: the one along which the same units come again, else the last."
+    if len(shape)>3: raise ValueError(f"granularity 'window', but an item has shape {shape}, of which no dimension is "
+        'known to be time: take items of 2 or 3 dimensions; or, for frames of clips, a convolution '
+        "that has them as its channels, and granularity 'channel'")
     if len(shape)!=2: return len(shape)-1
     return 0 if (units==units[:1]).all() and not (units==units[:,:1]).all() else 1
 
@@ -134,7 +137,7 @@ class InputFeatures:
             'the same channels: inputs cannot be pruned; put a layer without groups in front of it')
         elif not apart: raise ValueError(f'granularity {kind!r}, but the input is read by '
             f"{next(iter(self.readers.values())).layer!r}, which reads several of them through the same weights: take "
-            "'auto'")
+            "'auto'; frames of clips go where they are permuted to the channels of a convolution")
         else: raise ValueError('the inputs cannot be pruned: only those that a Linear or recurrent layer or a '
             'convolution reads can be, '
             + (f'and one is {blocked[0]}' if blocked else f'and none does in {type(self.model).__name__}')

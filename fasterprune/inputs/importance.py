@@ -9,10 +9,10 @@ __all__ = ['input_criteria', 'RunningScale', 'gradient_input', 'get_input_criter
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from fastai.basics import noop
 
-from ..core.batches import as_tuple, feed
+from ..core.batches import as_tuple, feed, storage_of, tensors_in
 from ..core.models import evaluating, watch_pass
 from ..sparsify.importance import LayerInfo, get_criterion, large_scaled, needs_of, taylor
 from ..sparsify.criterion_state import RunningMean
@@ -88,6 +88,7 @@ class FeatureImportance:
     ):
         self.features,self.criterion = features,criterion
         self.scales,self.unwatch,self.means = {},noop,RunningMean()
+        if not features.masks: _check_readers(features)
         self.last_scale = torch.full((features.n,), torch.nan, device=features.device) # of features that are gone
 
     @property
@@ -188,6 +189,30 @@ class FeatureImportance:
         for w,at in kept.items():
             if at is None: self.scales.pop(w, None)
             elif w in self.scales: self.scales[w] = self.scales[w].apply_slicing(at)
+
+_read_as_they_come = nn.Linear,nn.modules.conv._ConvNd,nn.RNNBase,nn.Embedding,nn.MultiheadAttention
+
+def _check_readers(features):
+    "A `ValueError` if a weight does not read what comes into its module: that is where the scale is measured."
+    traced = features.graph.traced
+    for w,r in features.readers.items():
+        if isinstance(features.model.get_submodule(r.layer), _read_as_they_come): continue
+        p,dim = features.params[w],1 if features.params[w].ndim>2 else -1
+        takers = [o for o in traced.ops if any(t is p for t in tensors_in([o.args,o.kwargs]))]
+        read = [t for o in takers for t in tensors_in([o.args,o.kwargs]) if t is not p and t.ndim]
+        given = [t for c in traced.calls if c.name==r.layer for t in tensors_in(c.args)[:1]]
+        def _columns(t): return storage_of(t),t.shape[dim],t.stride(dim)
+        same = {*map(_columns, given)} & {*map(_columns, read)}
+        same = same or not r.layer and any(_runs_along(u, r.cols, dim) for u in features.graph.inputs)
+        if same or not takers: continue
+        raise ValueError(f"{w} in {r.layer or 'the model'} reads inputs as {tuple(read[0].shape)}, but its module gets "
+            f'{tuple(given[0].shape)}, where their scale is measured: put an nn.Linear or a convolution in its place')
+
+def _runs_along(units, cols, dim):
+    "Are these the units of an input along a dimension of the batch?"
+    if not units.ndim: return False
+    rows = units.movedim(0 if dim==1 else -1, 0)
+    return len(rows)==len(cols) and bool((rows.reshape(len(cols), -1)==cols[:,None]).all())
 
 def _report_to(scales, params, name, module, xs):
     """Give what a layer gets to its `RunningScale`, as rows and columns: a column for each channel of a convolution,

@@ -11,7 +11,7 @@ from fastcore.all import noop
 from torch import Tensor, nn
 
 from ..core.models import watch_pass
-from .importance import LayerInfo
+from .importance import LayerInfo, check_needs
 
 # %% ../../nbs/sparsify/03_criterion_state.ipynb #8a69b261
 class RunningMean:
@@ -72,10 +72,7 @@ class CriterionState:
         model:nn.Module, # the model
         names            # names of its parameters that are scored
     ):
-        unknown = set(needs) - set(_remedies)
-        if unknown: raise ValueError(f'a criterion needs {", ".join(sorted(unknown))}: '
-            f'what can be had is {", ".join(_remedies)}')
-        self.needs,self.params = set(needs),{n:model.get_parameter(n) for n in names}
+        self.needs,self.params = set(check_needs(needs)),{n:model.get_parameter(n) for n in names}
         self.layers = {n:model.get_submodule(owner_of(n)) for n in names}
         self.model,self.unwatch = model,noop
         self.norms,self.weights = {},{} # by parameter: running mean of the squared inputs; weights of before

@@ -309,6 +309,7 @@ def why(graph, dead, plan, spared, round_to):
             (f'the width is a multiple of {round_to}', bool(plan.rounded[u])),
             ('removing units of this layer changed the output', any(u in us.tolist() for _,us in spared)),
             *((r, u in us.tolist()) for us,r in graph.borders),
+            *((r, bool(graph.needed[u]) and u in us.tolist()) for us,r in graph.lost),
             ('tied to a unit that is needed', bool(graph.needed[u])),
             ('may not be removed', True)]
         reason = next(r for r,holds in cases if holds)

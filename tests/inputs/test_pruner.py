@@ -418,3 +418,29 @@ def test_errors_leave_everything_as_it_was():
     small = learner(mlp(), x)
     fit(small, 1, InputPruneCallback(.5))
     with pytest.raises(ValueError, match='features are selected from'): small.condense().condensed.inputs(torch.randn(2, 3, 9, 8))
+
+class Own(nn.Module):
+    "A parameter in place of a first layer."
+    def __init__(self, f, n):
+        super().__init__()
+        self.f,self.w,self.head = f,nn.Parameter(torch.randn(8, n)*.1),nn.Linear(8, 2)
+    def forward(self, x):
+        y = nn.functional.linear(self.f(x), self.w).relu()
+        return self.head(y if y.ndim==2 else y.mean(1))
+
+@pytest.mark.parametrize('f,shape,n', [(lambda x: x.flatten(1), (3,4,4), 48), (lambda x: x.transpose(1, 2), (5,5), 5), (lambda x: x.mT.contiguous(), (5,5), 5)],
+    ids=['flat', 'transposed', 'copied'])
+def test_a_parameter_that_reads_something_else_than_its_module_is_named(f, shape, n):
+    "Its scale is measured at the input of the module, so that it would be that of something else."
+    with pytest.raises(ValueError, match='w in the model reads inputs as .*, but its module gets'): fit(learner(Own(f, n), torch.randn(64, *shape)), 1, InputPruneCallback(.5))
+
+@pytest.mark.parametrize('f,shape,n', [(lambda x: x, (6,), 6), (lambda x: x, (5,5), 5), (lambda x: 2*x, (5,5), 5)], ids=['vector', 'series', 'doubled'])
+def test_a_parameter_that_reads_the_input_is_measured(f, shape, n):
+    x = torch.randn(64, *shape)
+    x[...,2] = 1.
+    cb = InputPruneCallback(.5)
+    fit(learner(Own(f, n), x), 2, cb)
+    assert cb.sparsifier.n==n and 2 not in cb.kept
+
+def test_windows_of_clips_are_refused():
+    with pytest.raises(ValueError, match='no dimension is known to be time'): InputFeatures(video(0, 2, 1, 3, 4, n=3), torch.randn(2, 8, 3, 5, 5), 'window(2)')

@@ -34,6 +34,9 @@ def spoil(value):
     net[3].weight[2,5] = value
     return net
 
+def lucky(weight, context): return weight.abs()
+lucky.needs = ('luck',)
+
 bad = dict(nan=(lambda: spoil(math.nan), dict(), "layer '3': 1 of 192 weights are not finite"), round_to_weights=(mlp, dict(round_to=8), 'round_to=8'),
     infinite=(lambda: spoil(-math.inf), dict(), "layer '3': 1 of 192 weights are not finite"), min_units=(mlp, dict(min_units=0), 'min_units=0'),
     empty=(mlp, dict(granularity='neuron', sparsity=.97, context='local'), 'removes 16 of 16 units in 0, .*at most 15; ask for 0.93'),
@@ -51,7 +54,7 @@ bad = dict(nan=(lambda: spoil(math.nan), dict(), "layer '3': 1 of 192 weights ar
     backwards=(mlp, dict(start_epoch=2, end_epoch=1), '2 to 1'), no_epoch=(mlp, dict(start_epoch=None), 'start_epoch'),
     word=(mlp, dict(end_epoch='last'), 'end_epoch'), no_norm=(mlp, dict(criterion='bn_scale'), "layer '0': .*norm"),
     no_norm_late=(mlp, dict(criterion='bn_scale', schedule='one_shot'), "layer '0': .*norm"), no_layer=(mlp, dict(layers='9'), "'9' matches no layer"),
-    needs=(mlp, dict(criterion=criterion(needs='luck')(lambda w,c: w.abs())), 'luck'), no_type=(mlp, dict(layers=nn.Conv2d), 'Conv2d.* matches no layer'),
+    needs=(mlp, dict(criterion=lucky), 'luck'), no_type=(mlp, dict(layers=nn.Conv2d), 'Conv2d.* matches no layer'),
     no_glob=(mlp, dict(exclude='head*'), "exclude 'head.' matches no layer"), no_pattern=(mlp, dict(layers=3), 'layers 3'),
     all_excluded=(mlp, dict(exclude=nn.Linear), 'excluded'), no_target=(mlp, dict(sparsity={'0':.5,'x*':.2}), "'x.' matches no layer"),
     left_target=(mlp, dict(sparsity={'5':.5}, exclude='5'), "'5' matches no layer"))

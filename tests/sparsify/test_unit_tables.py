@@ -172,6 +172,7 @@ def test_criteria_are_their_formulas():
         updating_magnitude_increase=size-was, updating_movement=(w-p).abs(), updating_movmag=size*(w-p).abs(),
         taylor=w*g, fisher=w*g, wanda=size*c.input_norm, large_scaled=size*c.input_scale, bn_scale=c.norm_scale.expand(6, 4),
         lamp=torch.tensor([[float(v*v/(w*w)[w*w>=v*v].sum()) for v in row] for row in w]).double())
-    assert formulas.keys()==criteria.keys()-{'random'}
+    missing = criteria.keys()-formulas.keys()-{'random'}
+    assert not missing and formulas.keys() <= criteria.keys(), f'criteria without a formula, add it here: {missing}'
     for name,formula in formulas.items(): assert torch.allclose(criteria[name](w, c).double(), formula, atol=1e-6), name
     assert criteria['random'](w, c).unique().numel()==24 and not torch.equal(criteria['random'](w, c), criteria['random'](w, c))

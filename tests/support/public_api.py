@@ -26,8 +26,8 @@ def condense(model:nn.Module, x:Tensor, path:Path) -> Tensor:
     print(compare(Entry('dense', model, x, .9), Entry('small', again.model, inputs(x), .9)), eval_outputs(model, (x,)))
     return condensed.model(inputs(x))
 
-@criterion(needs='grad')
-def ours(weight, context): return (weight*context.grad).abs()
+@criterion(needs='gradient')
+def ours(weight, context): return (weight*context.gradient).abs()
 
 def tickets(learn:Learner, model:nn.Module, path:Path):
     ticket = find_ticket(learn, 2, .8)

@@ -16,6 +16,7 @@ def cnn():
 n_mlp = 8*16 + 16*12 + 12*2
 
 def learner(model=None, n=32, bs=8, shape=(8,), valid=True, **kwargs):
+    "A Learner on data that are drawn anew at each call: `set_seed` before, where two of them shall have the same."
     x = torch.randn(n, *shape)
     ds = list(zip(x, (x.flatten(1).sum(1)>0).long()))
     dls = DataLoaders.from_dsets(ds, ds[:bs] if valid else [], bs=bs, num_workers=0, device='cpu')

@@ -87,21 +87,27 @@ def _mix(graph, op, x, weight, bias, axes):
 # %% ../../../nbs/graph/ops/01_layers.ipynb #c90dbed5
 @rule('linear')
 def _linear(graph, op, x, weight, bias=None):
-    if not all_params(weight) or weight.ndim!=2: return barrier(graph, op, x, weight, bias)
+    if not all_params(weight) or weight.ndim!=2: return _opaque(graph, op, x, weight, bias)
     if bias is None or isinstance(bias, Param): return contract(graph, op, x, weight, bias, -1)
     out = contract(graph, op, x, weight, None, -1)
     return rules['add'](graph, replace(op, name='add'), out, bias) # a bias that is computed
 
+def _opaque(graph, op, x, weight, bias):
+    "The signal after a layer that is done otherwise; the reason says what computes its weight, if that is why."
+    maker = next((o.name for o in graph.traced.ops if o.out is op.args[1]), None)
+    why = dict(why=f'whose weight is computed by {maker}') if maker and not isinstance(weight, Param) else {}
+    return barrier(graph, op, x, weight, bias, **why)
+
 @rule('conv1d', 'conv2d', 'conv3d')
 def _conv(graph, op, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
+    if not _is_usual(op, weight, bias): return _opaque(graph, op, x, weight, bias)
     padded = padding=='same' if isinstance(padding, str) else any(as_tuple(padding))
     f = _depthwise if groups>1 and weight.shape[1]==1 else contract
     return f(graph, op, x, weight, bias, 1-weight.ndim, padded, groups)
 
 @rule('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
 def _conv_transpose(graph, op, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-    if not _is_usual(op, weight, bias): return barrier(graph, op, x, weight, bias)
+    if not _is_usual(op, weight, bias): return _opaque(graph, op, x, weight, bias)
     dim = 1-weight.ndim
     if weight.shape[:2]==(groups,1) and groups>1: return _depthwise(graph, op, x, weight, bias, dim, True, groups)
     if groups>1: return barrier(graph, op, x, weight, bias, why='transposed and grouped')

@@ -37,7 +37,8 @@ def _cut(graph, op, x, dim, start, stop, bounds):
     if n%2==0 and {start,stop} <= {0,n//2,n} and level==0 and n>2:
         _tied_parts(graph, x, dim, n//2, op)
         _count_whole(graph, [number for number,_ in bounds], x.units_along(dim))
-    elif level<2: graph.pin(x.ids.narrow(dim, 0, stop if stop<n else start), f'counted in {place(op)} at {op.line}')
+    elif level<2: graph.pin(x.ids.narrow(dim, 0, stop if stop<n else start),
+        f'the code of {place(op)} uses the size of dimension {dim%len(x.shape)} at {op.line}')
     else: graph.pin(x.ids, f'cut in {place(op)} at {op.line}')
 
 def _bounds(op, units, start, stop, args):

@@ -96,9 +96,8 @@ def _as_taken(const, given):
     return const.to(given.dtype) if exact else const
 
 _pointwise_ops = '''
-    relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus softsign logsigmoid
-    log_sigmoid hardtanh hardswish
-    hardsigmoid hardshrink softshrink tanhshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square
+    relu relu6 rrelu leaky_relu gelu silu mish elu selu celu sigmoid tanh softplus log_sigmoid hardtanh hardswish
+    hardsigmoid hardshrink softshrink threshold clamp clamp_min clamp_max abs neg exp expm1 square
     sqrt rsqrt reciprocal log log2
     log10 log1p sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc sign sgn floor ceil round trunc
     frac nan_to_num logit rsub pow
@@ -106,7 +105,15 @@ _pointwise_ops = '''
     bitwise_not positive negative
     clip absolute float_power exp2 maximum minimum where masked_fill lerp addcmul addcdiv atan2 hypot copysign
     xlogy logical_and logical_or
-    logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract logaddexp logaddexp2'''.split()
+    logical_xor bitwise_and bitwise_or bitwise_xor multiply divide subtract logaddexp logaddexp2
+    fmax fmin heaviside not_equal greater greater_equal less less_equal lgamma digamma mvlgamma polygamma erfinv sinc
+    i0 deg2rad rad2deg fix signbit isposinf isneginf arcsin arccos arctan arctan2 arcsinh arccosh arctanh
+    special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 special_digamma special_entr
+    special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit special_expm1 special_gammaln
+    special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr special_logit
+    special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1
+    special_ndtr special_ndtri special_psi special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1
+    special_sinc special_spherical_bessel_j0 special_xlog1py special_xlogy'''.split()
 _operators = dict(__and__='bitwise_and', __or__='bitwise_or', __xor__='bitwise_xor') # as Python's operators are called
 
 @rule(*_pointwise_ops, *_operators)

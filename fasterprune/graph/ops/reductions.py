@@ -23,9 +23,9 @@ _pools += ['max_pool2d_with_indices','max_pool3d_with_indices']
 _kinds = 'nearest1d nearest2d nearest3d linear1d bilinear2d bicubic2d trilinear3d'
 _resizes = [f'upsample_{kind}' for kind in _kinds.split()]
 
-_resizes += [f'_{r}_aa' for r in _resizes] + [f'_upsample_nearest_exact{d}d' for d in (1,2,3)]
+_resizes += ['_upsample_bilinear2d_aa','_upsample_bicubic2d_aa'] + [f'_upsample_nearest_exact{d}d' for d in (1,2,3)]
 
-@rule(*_pools, *_resizes, 'grid_sampler', 'lp_pool2d')
+@rule(*_pools, *_resizes, 'grid_sampler')
 def _in_channel(graph, op, x, *args, **kwargs):
     name = op.name
     n_dims = int(next((c for c in name if c.isdigit()), op.args[0].ndim-2))
@@ -49,7 +49,8 @@ _kept_const = {'mean','sum','amax','amin','max','min','median','std','var'}
 
 _others = '''
     softmax _softmax log_softmax _log_softmax logsumexp cumsum cumprod prod argmax argmin any all sort topk norm
-    linalg_vector_norm linalg_norm count_nonzero softmin aminmax nansum'''.split()
+    linalg_vector_norm linalg_norm count_nonzero aminmax nansum'''.split()
+_zero_of_zeros = 'cumsum','cumprod','prod','nansum','count_nonzero'
 
 @rule(*_kept_const, *_others)
 def _reduce(graph, op, x, *args, **kwargs):
@@ -67,7 +68,7 @@ def _reduce(graph, op, x, *args, **kwargs):
     if any(x.varies(d) for d in dims): return _over_units(graph, op, x, dims, power)
     const = _reduced(graph, op, distinct(x.const), dims, math.prod(x.shape[d] for d in dims))
     if name in ('std','var'): const = const*0
-    if name not in _kept_const: const = torch.full_like(const, torch.nan)
+    if name not in _kept_const: const = zero_or_unknown((const==0) & (name in _zero_of_zeros))
     outs = []
     for i,out in enumerate(tensors_in(op.out)):
         index = tuple((slice(0, 1) if out.ndim==n else 0) if d in dims else slice(None) for d in range(n))
