@@ -209,7 +209,8 @@ class Interpreter(FactRecorder):
         if len(xs)!=1 or not isinstance(found, AbstractValue): return
         (ids,unknown),(ids_out,unknown_out) = [torch.broadcast_tensors(distinct(s.ids), distinct(s.const).isnan())
             for s in (xs[0],found)]
-        if unknown.all() or not unknown_out.any(): return
+        if unknown.all() or not unknown_out.any() or torch.equal(unknown, unknown_out): return
+        if ids_out.min()>ids.max(): return # other units: the operation begins new ones
         lost = ids[~unknown & torch.isin(ids, ids_out[unknown_out]) & ~torch.isin(ids, ids[unknown])]
         why = f'made to vary by {op.name} in {place(op)}' + f' at {op.line}'*bool(op.line)
         if len(lost): self.lost.append((lost, why))
