@@ -66,6 +66,7 @@ def measured(path):
 def main():
     import pandas as pd
     from condense_size import circumstances, commit
+    if sys.argv[1:] in ([], ['--quick']): return print(__doc__) # there is nothing to compare with
     other,n = Path(sys.argv[1]).resolve(),int(sys.argv[sys.argv.index('--runs')+1]) if '--runs' in sys.argv else 5
     runs = [(measured(root),measured(other)) for _ in range(n)]
     def _row(k):
