@@ -118,6 +118,7 @@ def styled(
 ) -> pd.DataFrame: # of strings
     "The numbers of a comparison, formatted for reading."
     forms = dict(accuracy='{:.2%}', inputs='{:,}', parameters='{:,}', MACs='{:,}',
-        latency_us='{:.0f}', size_kB='{:.1f}', difference='{:.1e}')
+        latency_us='{:,.0f}', size_kB='{:,.1f}', difference='{:.1e}')
+    if table.difference.isna().all(): del forms['difference'] # nobody has measured it
     res = pd.DataFrame({k:table[k].map(lambda v,f=f: '' if pd.isna(v) else f.format(v)) for k,f in forms.items()})
     return res.rename(columns=dict(latency_us='latency (µs)', size_kB='size (kB)', difference='largest difference'))
