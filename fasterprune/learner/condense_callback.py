@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from torch import Tensor, nn
 from fastai.basics import Callback, Learner, get_model, no_random
-from fastai.callback.all import SaveModelCallback
 
 from ..core.batches import as_tuple, first_items, map_tensors
 from ..core.optimizer_state import keep_parameters, optimizers_in
