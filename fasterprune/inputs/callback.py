@@ -49,6 +49,7 @@ class InputPruneCallback(MaskCallback):
 
     def check(self):
         "A `ValueError` if another callback prunes the inputs, too."
+        self.check_alone('what the inputs are like')
         other = next((cb for cb in self.learn.cbs if isinstance(cb, InputPruneCallback) and cb is not self), None)
         if other: raise ValueError(f'the inputs are claimed by two callbacks: one wants a sparsity of '
             f'{self.sparsity}, the other {other.sparsity}; leave one of them out')
@@ -113,7 +114,10 @@ class InputPruneCallback(MaskCallback):
 
     def apply_slicing(self, cuts, inputs): self.sparsifier.apply_slicing(cuts, inputs)
     def after_cancel_batch(self): self._unwatch()
-    def after_fit(self): self._unwatch()
+    def after_fit(self):
+        self._unwatch()
+        super().after_fit()
+
     def _unwatch(self):
         if self.sparsifier is not None: self.sparsifier.importance.unwatch()
 

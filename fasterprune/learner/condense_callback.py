@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 from fastai.basics import Callback, Learner, get_model, no_random
-from fastai.callback.all import SaveModelCallback
 
 from ..core.batches import as_tuple, first_items, map_tensors
 from ..core.optimizer_state import keep_parameters, optimizers_in
@@ -22,7 +21,7 @@ from ..core.warnings import FasterpruneWarning
 from ..graph.costs import n_params
 from ..condense.condenser import Condenser
 from ..sparsify.keep_zeros import KeepZeros
-from ..sparsify.mask_callback import MaskCallback, moving_averages
+from ..sparsify.mask_callback import MaskCallback, loads_best, moving_averages
 from ..sparsify.callback import SparsifyCallback
 from ..sparsify.granularity import by_output, weighted
 from ..sparsify.sparsifier import Sparsifier
@@ -92,10 +91,6 @@ def _saved(r):
     "The largest share of the network that is gone: of parameters, multiplications or inputs."
     pairs = (r.params_after,r.params_before),(r.macs_after,r.macs_before),(r.inputs_after,r.inputs_before)
     return max(1-after/max(1, before) for after,before in pairs)
-
-def _loads_best(cb):
-    "Will this callback load the network of an earlier epoch?"
-    return isinstance(cb, SaveModelCallback) and not cb.every_epoch and not cb.at_end and cb.last_saved_path
 
 def _shapes(state): return {k:v.shape for k,v in state.items()}
 
@@ -214,7 +209,7 @@ class CondenseCallback(Callback):
         if self.pending: return
         if self.trained and self.epoch<self.n_epoch-1: self.condense(self.inputs, True) # the fit has ended early
         for cb in self.learn.cbs:
-            if _loads_best(cb): self._widen(_saved_shapes(cb))
+            if loads_best(cb): self._widen(_saved_shapes(cb))
         self.past = [] # none of it is needed any more
 
     def _widen(self, shapes):

@@ -12,7 +12,7 @@ from fastai.basics import store_attr
 
 from ..core.batches import first_items
 from .allocation import get_context
-from .importance import get_criterion, large_final
+from .importance import criteria, get_criterion, large_final, needs_of
 from .granularity import Granularity, get_granularity
 from .layer_filter import matching, select_layers, stored_weights
 from .mask_callback import MaskCallback
@@ -91,6 +91,7 @@ class SparsifyCallback(MaskCallback):
         if self.pending: return
         self.sparsifier.apply()
         self.sparsifier.criterion_state.forget()
+        super().after_fit()
 
     def _claims(self):
         "The weights to sparsify, by layer: layers may share them, and heads are made of those of several."
@@ -105,6 +106,9 @@ class SparsifyCallback(MaskCallback):
 
     def check(self):
         "A `ValueError` if no layer has such units, or another callback zeroes them, too."
+        way = ', or take a criterion of weights and gradients, which are the same in all'
+        if 'input_norm' in needs_of(self.criterion): self.check_alone('what the layers read', way)
+        if self.criterion is criteria['random']: self.check_alone('what is drawn at random', way)
         mine = self._claims()
         for cb in self.learn.cbs:
             if cb is self or not isinstance(cb, SparsifyCallback): continue

@@ -6,7 +6,7 @@
 __all__ = ['KeepZeros']
 
 # %% ../../nbs/sparsify/20_keep_zeros.ipynb #7f7c03d9
-from fastai.basics import Callback
+from fastai.basics import Callback, get_model
 
 from ..core.batches import first_items
 from ..core.optimizer_state import DenormalGuard
@@ -18,6 +18,9 @@ from .zeros import Zeros
 class KeepZeros(Callback):
     "Keep the zeros that the weights have; a tensor of nothing but zeros is free to learn."
     order,run_valid,keeps_zeros = MaskCallback.order,False,True
+    @property
+    def model(self): return get_model(self.learn.model) # without what wraps it to train on several GPUs
+
     def before_fit(self):
         self.run = not hasattr(self.learn, 'gather_preds')
         self.masks = None

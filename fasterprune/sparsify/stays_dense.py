@@ -57,10 +57,23 @@ def what_stays(
     if part>=_hardly: reasons = [r for r in reasons if r not in expected and 'has no unit' not in r]
     return found + [([n for n,why in left.items() if why==reason], reason) for reason in reasons],part
 
+def what_is_frozen(
+    sparsifier:Sparsifier, # a sparsifier
+    sparsity               # what is asked of it
+) -> list: # names of layers
+    "Layers that lose units though none of their weights is trained."
+    groups = [g for gs,s in sparsifier.pools(sparsity) if s for g in gs if most_dead(g, sparsifier.granularity)]
+    def _trains(g): return any(sparsifier.params[s.param].requires_grad for s in g.weights)
+    return [n for g in groups if not _trains(g) for n in g.layers]
+
 def tell_what_stays(sparsifier, sparsity):
-    "Warn of layers from which nothing can go."
+    "Warn of layers from which nothing can go, and of those that are frozen."
     found,part = what_stays(sparsifier, sparsity)
     said = [f'what takes part holds {part:.2%} of the weights in convolutions, Linear and recurrent layers, '
         'and the logged sparsity is the share of its units']*(part<_hardly)
     said += [f'{_some(names)} cannot be sparsified: {why}' for names,why in found]
+    if frozen := what_is_frozen(sparsifier, sparsity): said.append(f'frozen: {_some(frozen)}, so that nothing in '
+        'there makes up for what is zeroed. `fine_tune` gives its callbacks to the epochs in which the body is frozen, '
+        'too: train these by `learn.freeze()` and a fit without this callback, and give it to the fit after '
+        '`learn.unfreeze()`; or leave frozen layers out, by `exclude`')
     if said: warnings.warn(f'{sparsifier.granularity}: ' + '; '.join(said), FasterpruneWarning, stacklevel=2)
