@@ -1,6 +1,7 @@
 "Make README.md from nbs/index.ipynb: prose as it stands, code in fences, text outputs below it."
 import re, sys
 from configparser import ConfigParser
+from html.parser import HTMLParser
 from pathlib import Path
 from fastcore.nbio import read_nb
 
@@ -44,10 +45,39 @@ def _markdown(src):
 
 def _text(x): return ''.join(x) if isinstance(x, list) else x
 
+class _Table(HTMLParser):
+    "The cells of a table that pandas wrote; what spans several rows stands in the first."
+    def __init__(self, html):
+        super().__init__()
+        self.rows,self.below,self.inside = [],{},False
+        self.feed(html)
+    def handle_starttag(self, tag, attrs):
+        if tag=='tr': self.rows.append([])
+        if tag not in ('td','th'): return
+        self.inside,row,a = True,self.rows[-1],dict(attrs)
+        while self.below.get(len(row), 0): self._empty()
+        self.below[len(row)] = int(a.get('rowspan', 1))-1
+        row.append('')
+    def _empty(self):
+        self.below[len(self.rows[-1])] -= 1
+        self.rows[-1].append('')
+    def handle_endtag(self, tag): self.inside = self.inside and tag not in ('td','th')
+    def handle_data(self, text):
+        if self.inside: self.rows[-1][-1] += text.strip()
+
+def table(html):
+    "A table of pandas as markdown, the names of its index in the head."
+    rows = _Table(html[html.index('<table'):html.index('</table')]).rows
+    n_head = html.partition('</thead>')[0].count('<tr')
+    head = [' '.join(filter(None, o)) for o in zip(*rows[:n_head])]
+    lines = [head, ['---']*len(head), *rows[n_head:]]
+    return '\n'.join(f'| {" | ".join(o)} |' for o in lines)
+
 def _output(o):
-    "The text of one saved output: markdown as it is, plain text in a fence, pictures not at all."
+    "The text of one saved output: markdown as it is, tables as markdown, plain text in a fence, pictures not at all."
     data = o.get('data', {})
     if 'text/markdown' in data: return _markdown(_text(data['text/markdown']))
+    if '<table' in _text(data.get('text/html', '')): return table(_text(data['text/html']))
     if any(k.startswith('image/') for k in data): return ''
     txt = _text(o.get('text') if o.output_type=='stream' else data.get('text/plain', '')) or ''
     txt = re.sub(r'\x1b\[[0-9;]*m', '', txt).rstrip()

@@ -66,3 +66,10 @@ def test_a_page_in_no_group_is_named(monkeypatch):
     import build
     monkeypatch.setattr(build, 'groups', build.groups[1:])
     with pytest.raises(SystemExit, match='in no group: getting_started'): build.notebooks()
+
+def test_tables_in_the_readme():
+    "Those of pandas, with two rows in the head, and with an index in which names span rows."
+    import pandas as pd
+    df = pd.DataFrame(dict(n=[1,2,3]), pd.MultiIndex.from_tuples([('a','x'),('a','y'),('b','x')], names=['k','l']))
+    assert readme['table'](df.to_html())=='| k | l | n |\n| --- | --- | --- |\n| a | x | 1 |\n|  | y | 2 |\n| b | x | 3 |'
+    assert readme['table'](df.loc['b'].to_html())=='| l | n |\n| --- | --- |\n| x | 3 |'
