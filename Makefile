@@ -87,8 +87,11 @@ test: install-dev  ## every check in ten minutes: notebooks, export, style, floo
 	@$(MAKE) --no-print-directory lint
 	$(say) 'notebooks: nbdev-test'
 	$(offline) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing --skip-folder-re '^(tutorials|howto|[_.].*)$$'
-	$(say) 'docs: the site builds without a warning'
+	$(say) 'docs: the site builds without a warning, all that is public is documented, and a browser shows it right'
 	$(BIN)/python docs/build.py
+	$(BIN)/python docs/complete.py
+	-$(BIN)/python docs/browser.py
+	$(BIN)/python docs/check_site.py
 	$(say) 'tests: pytest'
 	$(BIN)/python -m pytest -q -n 2 --durations 10 --ignore tests/test_repo.py --ignore tests/test_house.py tests
 

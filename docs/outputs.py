@@ -6,7 +6,7 @@ import json, os, re, subprocess, sys, sysconfig
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-bar = re.compile(r'\|[█▉▊▋▌▍▎▏-]*\||\d+\.\d+% \[')
+bar = re.compile(r'\|[█▉▊▋▌▍▎▏-]*\||\d+\.\d+% \[|^Epoch \d+/\d+ :\s*$')
 
 def final(text):
     "What a terminal shows of `text` in the end: a carriage return begins the line anew, and progress bars are gone."
