@@ -94,7 +94,7 @@ class Entry(SphinxDirective):
     def described(self, name, o, what='Parameter'):
         "Signature, promise, parameters and what comes back of an object, as MyST."
         if isinstance(o, property): return 'property',name,[self.linked(_documented(o)), '']
-        if not is_called(o): return 'data',name,[self.linked(_documented(o)) if type(o).__module__.startswith('fasterprune') else '', '']
+        if not is_called(o): return 'data',name,[''] # a value has no words of its own: the text below it says what it is
         kind = 'class' if isinstance(o, type) else 'method' if '.' in name else 'function'
         sig,rows,(back,meaning) = parameters(o, kind=='method')
         def _arg(n, d, p): return {p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '')+n + (f'={d}' if d is not None else '')
