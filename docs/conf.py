@@ -30,6 +30,7 @@ html_css_files = ['site.css']
 html_show_sphinx = False
 html_search_scorer = str(Path(__file__).resolve().parent/'scorer.js')
 python_maximum_signature_line_length = 70
+python_trailing_comma_in_multi_line_signatures = False
 python_use_unqualified_type_names = True
 add_module_names = False
 html_copy_source = False

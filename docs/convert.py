@@ -59,13 +59,13 @@ def link(target, nb):
 def _admonition(kind, title, body): return f':::{{admonition}} {title}\n:class: {kind}\n{body}\n:::'
 
 def links(md, nb):
-    "`md` with each link outside of fenced code made one within the site; a public name leads to its entry."
+    "`md` with each link outside of fenced code, but in entries, made one within the site; a public name leads to its entry."
     parts = re.split(r'(^```[\s\S]*?^```[ \t]*$)', md, flags=re.MULTILINE)
     def _link(m):
         name = m[1][2:-3] if re.fullmatch(r'\[`[\w.]+`\]\(', m[1]) else None
         return f'{{py:obj}}`{name}`' if name in entries and m[2].startswith(here) else m[1] + link(m[2], nb) + m[3]
     def _f(s): return re.sub(r'(\[[^\]\n]*\]\(|\]\()([^)\s]+)(\))', _link, s)
-    return ''.join(_f(p) if i%2==0 else p for i,p in enumerate(parts))
+    return ''.join(p if i%2 and not p.startswith('```{entry}') else _f(p) for i,p in enumerate(parts))
 
 def to_myst(md, nb):
     "What an author wrote in notebook `nb`, as MyST reads it."

@@ -91,17 +91,21 @@ class Entry(SphinxDirective):
             lines += [f'* - `{name}`' + (f' [{kind}]{{.kind}}' if kind else ''), f'  - {f"`{default}`" if default is not None else ""}', f'  - {self.linked(meaning)}']
         return lines + [':::', '']
 
+    def back(self, kind, meaning):
+        "What comes back: its type and meaning, if one of them is known."
+        return [f'**Returns** {f"[{kind}]{{.kind}} " if kind else ""}{self.linked(meaning)}', ''] if kind or meaning else []
+
     def described(self, name, o, what='Parameter'):
         "Signature, promise, parameters and what comes back of an object, as MyST."
-        if isinstance(o, property): return 'property',name,[self.linked(_documented(o)), '']
-        if not is_called(o): return 'data',name,[self.linked(_documented(o)) if type(o).__module__.startswith('fasterprune') else '', '']
+        if isinstance(o, property): return 'property',name,[self.linked(_documented(o)), '', *self.back(*parameters(o.fget, True)[2])]
+        if not is_called(o): return 'data',name,[''] # a value has no words of its own: the text below it says what it is
         kind = 'class' if isinstance(o, type) else 'method' if '.' in name else 'function'
         sig,rows,(back,meaning) = parameters(o, kind=='method')
         def _arg(n, d, p): return {p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '')+n + (f'={d}' if d is not None else '')
         args = ', '.join(_arg(n, d, p) for (n,_,d,_),p in zip(rows, sig.parameters.values()))
         lines = [self.linked(_documented(o)), '']
         if any(r[3] for r in rows): lines += self.table(rows, what)
-        if kind!='class' and (meaning or back): lines += [f'**Returns** {f"[{back}]{{.kind}} " if back else ""}{self.linked(meaning)}', '']
+        if kind!='class': lines += self.back(back, meaning)
         return kind,f'{name}({args})',lines
 
     def run(self):

@@ -31,7 +31,7 @@ class Condensed:
     "A small network, what it reads, and how it came about."
     model: nn.Module       # the small network, of the same class as the dense one
     inputs: InputSelector  # cuts the inputs of the dense network to those of the small one
-    report: CondenseReport
+    report: CondenseReport # sizes before and after, and what stayed for which reason
     dense: dict = field(default_factory=dict) # shape of each tensor of the dense network
     blueprint: dict = field(default_factory=dict) # what is special about its modules
     slices: dict = field(default_factory=dict) # for each tensor that was cut, by name: kept indices by dimension

@@ -20,16 +20,16 @@ from .reduced.constants import Constant
 @dataclass
 class CondenseReport:
     "What condensing has done."
-    params_before: int
-    params_after: int
-    macs_before: int   # multiplications for one item
-    macs_after: int
-    inputs_before: int # features of an item
-    inputs_after: int
+    params_before: int # parameters of the dense network
+    params_after: int  # of the small one
+    macs_before: int   # multiply-accumulates of the dense network for one item
+    macs_after: int    # of the small one
+    inputs_before: int # features of an item that the dense network takes
+    inputs_after: int  # that the small one takes
     max_error: float   # largest difference in an output channel over its largest element; NaN if not verified
     layers: list       # for each layer a dict: layer, type, and its inputs, outputs and parameters before and after
     kept: list         # what is dead but stayed: dicts of layer, units, reason
-    worst: str = ''    # the output channel in which it is
+    worst: str = ''    # the output channel in which the largest difference is
 
     @property
     def removed(self) -> dict: # number of units by layer; 'inputs' for features of the input
@@ -64,10 +64,11 @@ class CondenseReport:
     def plot(self,
         ax=None # matplotlib axes to draw on; new ones if `None`
     ): # the axes
-        "The widths of the network before and after."
-        names = ['inputs'] + [l['layer'] or 'the model' for l in self.layers]
-        before = [self.inputs_before] + [l['outputs_before'] for l in self.layers]
-        after = [self.inputs_after] + [l['outputs_after'] for l in self.layers]
+        "The widths of the network before and after; of the inputs if some of them are gone."
+        cut = self.inputs_after < self.inputs_before
+        names = ['inputs']*cut + [l['layer'] or 'the model' for l in self.layers]
+        before = [self.inputs_before]*cut + [l['outputs_before'] for l in self.layers]
+        after = [self.inputs_after]*cut + [l['outputs_after'] for l in self.layers]
         ax = axes(ax, 6, .8+.3*len(names))
         ys = range(len(names))
         ax.barh(ys, before, color='#d9d9d9', label='before')

@@ -238,10 +238,11 @@ class CondenseCallback(Callback):
         ax = axes(ax, 5, 3)
         df,r = self.to_frame(),self.result.report
         before = dict(parameters=r.params_before, macs=r.macs_before, inputs=r.inputs_before)
-        for column,n in before.items():
+        styles = dict(c='#9ecae1', lw=4),dict(c='#08306b', lw=1.5),dict(c='#969696', ls='--') # lines may coincide
+        for (column,n),style in zip(before.items(), styles):
             left = df[column]/n
             name = 'multiplications' if column=='macs' else column
-            ax.step([0,*df.position,1], [1,*left,left.iloc[-1]], where='post', label=name)
+            ax.step([0,*df.position,1], [1,*left,left.iloc[-1]], where='post', label=name, **style)
         ax.set(xlabel='position in the training', ylabel='left of the network', ylim=(-.02,1.02))
         ax.legend(frameon=False)
         return ax

@@ -180,7 +180,7 @@ _ranks = dict(education=dict(none=-1.5, school=-.7, college=0, bachelor=.8, mast
 
 def census(
     n:int=8000, # rows
-    seed:int=0
+    seed:int=0    # of all that is drawn
 ) -> pd.DataFrame: # 14 columns, and 'income', which is 'high' or 'low'
     "A table that is made up: numbers, categories, missing values, and columns that tell nothing."
     g = np.random.default_rng(seed)
