@@ -3,7 +3,7 @@ import sys
 from configparser import ConfigParser
 from html import escape
 from pathlib import Path
-from docutils.nodes import SkipNode, block_quote
+from docutils.nodes import SkipNode, block_quote, paragraph
 from latex2mathml.converter import convert
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -26,6 +26,8 @@ html_theme = 'sphinx_book_theme'
 html_title = f'{project} {release}'
 html_baseurl = _cfg['doc_url']
 html_static_path = ['static']
+html_favicon = 'static/icon.svg'
+html_context = dict(default_mode='auto')
 html_css_files = ['site.css']
 html_show_sphinx = False
 html_search_scorer = str(Path(__file__).resolve().parent/'scorer.js')
@@ -38,7 +40,7 @@ pygments_style = 'default'
 html_math_renderer = 'mathml'  # in the page itself: formulas need neither a script nor a network
 html_theme_options = dict(repository_url=_cfg['git_url'], repository_branch=_cfg['branch'], use_repository_button=True,
     use_issues_button=True, use_download_button=False, use_fullscreen_button=False, home_page_in_toc=True, navbar_persistent=[],
-    show_toc_level=2, show_navbar_depth=1, footer_content_items=['copyright.html'], pygments_light_style='friendly', pygments_dark_style='monokai')
+    show_toc_level=2, show_navbar_depth=1, footer_content_items=['copyright.html'], pygments_light_style='a11y-high-contrast-light', pygments_dark_style='a11y-high-contrast-dark')
 
 def _inline_math(self, node):
     self.body.append(convert(node.astext()))
@@ -49,9 +51,9 @@ def _block_math(self, node):
     raise SkipNode
 
 def _describe(app, page, template, context, doctree):
-    "The promise of a page is what search engines and previews show."
-    quote = next(doctree.findall(block_quote), None) if doctree else None
-    if quote is None: return
+    "The promise of a page, or how it begins, is what search engines and previews show."
+    quote = doctree and next(doctree.findall(block_quote), next(doctree.findall(paragraph), None))
+    if not quote: return
     text = escape(' '.join(quote.astext().split()), quote=True)
     context['metatags'] += f'<meta name="description" content="{text}"><meta property="og:description" content="{text}">'
 

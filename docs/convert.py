@@ -69,6 +69,7 @@ def links(md, nb):
 
 def to_myst(md, nb):
     "What an author wrote in notebook `nb`, as MyST reads it."
+    md = re.sub(r'\[\[(`[^`\]]+`)\]\([^)\s]*\)\]\(', r'[\1](', md) # a symbol in the text of a link does not become a link of its own
     return links(drop_attrs(callouts(md, _admonition)), nb)
 
 def show_doc_md(md, level):

@@ -2,7 +2,8 @@
 var Scorer = {
   score: ([page, title, anchor, description, score, file, kind]) => {
     const folder = page.split("/")[0];
-    if (["tutorials", "howto", "coming_from", "getting_started", "index"].includes(folder)) return score + 12;
+    if (page.endsWith("index")) return score;
+    if (["tutorials", "howto", "coming_from", "getting_started"].includes(folder)) return score + 12;
     if (["explain", "reference", "benchmarks"].includes(folder)) return score + 6;
     if (["sparsify", "condense", "inputs", "learner", "graph", "core", "studies", "eeg", "all", "demo", "moved", "changelog", "contributing"].includes(folder)) return score / 4;
     return score;

@@ -1,13 +1,12 @@
 "A fit that leaves fewer zeros than were asked for says so once, with the remedy."
 import warnings
 from functools import partial
-import pytest, torch
+import pytest
 from fastai.basics import Callback, CancelFitException, params, set_seed
 from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
-from torch import nn
 from fasterprune.all import *
 from fasterprune.core.warnings import FasterpruneWarning
-from support.sparsity import cnn, dead, fit, learner, mlp, n_mlp, total
+from support.sparsity import cnn, dead, fit, learner, n_mlp, total
 
 def told(f):
     "What fasterprune says while `f` runs."
@@ -90,8 +89,7 @@ def split(m): return [params(m[:6]), params(m[6:])]
 
 def test_frozen_layers_are_told_once(new):
     learn = new(cnn(), shape=(3,8,8), splitter=split)
-    with learn.no_bar(), learn.no_logging():
-        (one,) = told(lambda: learn.fine_tune(1, cbs=SparsifyCallback(.5, 'filter')))
+    with learn.no_bar(), learn.no_logging(): (one,) = told(lambda: learn.fine_tune(1, cbs=SparsifyCallback(.5, 'filter')))
     assert "frozen: '0', '3'" in one and 'learn.unfreeze()' in one
     assert dead(learn.model[0])+dead(learn.model[3])==12 # all of it in the frozen epoch
 

@@ -1,5 +1,5 @@
 "What is wrapped to train on several GPUs is pruned as it is alone, and what could not agree is refused."
-import pytest, torch
+import pytest
 from fastai.basics import Callback
 from torch import distributed, nn
 from fasterprune.all import *
