@@ -16,7 +16,7 @@ tasks = dict(zeros='Zeros', criteria='What matters', condensing='Taking out', in
 packages = 'sparsify', 'condense', 'inputs', 'learner', 'graph', 'core', 'studies', 'eeg'
 programs = 'all', 'demo', 'moved' # single modules, with the developers' pages
 project = dict(changelog='CHANGELOG.md', contributing='CONTRIBUTING.md')
-in_colab = 'getting_started', 'tutorials', 'howto', 'coming_from', 'explain' # what is opened there: all that needs no file of the repository
+in_colab = 'getting_started', 'tutorials', 'howto', 'coming_from', 'explain', 'papers' # what is opened there
 
 only = tuple(sys.argv[1:]) if __name__=='__main__' else () # the pages that are wanted, by the beginnings of their names; all if empty
 

@@ -1,4 +1,5 @@
-"""The first code cell of each page that is opened in Colab: it installs this version, and leaves Colab's torch and fastai as they are.
+"""The first code cell of each page that is opened in Colab: it installs this version, and leaves Colab's torch and fastai as they are. (The pages
+on papers need the files of results: they clone the repository themselves.)
 
 `python docs/colab.py` writes it into the notebooks; pip installs nothing anew that is recent enough."""
 import re
@@ -24,7 +25,7 @@ def with_install(notebook):
     notebook.cells = [cells[0], mk_cell(install(cells), 'code', id='colab000'), *cells[1:]]
     return notebook
 
-def runnable(): return [nbs/nb for nb in notebooks() if behind_title(nb)]
+def runnable(): return [nbs/nb for nb in notebooks() if behind_title(nb) and nb.parts[0]!='papers']
 
 if __name__=='__main__':
     for path in runnable():
