@@ -52,7 +52,7 @@ def _default(o):
     if o is inspect.Parameter.empty: return None
     if type(o).__name__=='_HAS_DEFAULT_FACTORY_CLASS': return '...'
     if callable(o) and hasattr(o, '__name__'): return o.__name__
-    text = repr(o).removesuffix('()')
+    text = repr(o) if o==() else repr(o).removesuffix('()')
     return text if len(text)<30 and not text.startswith('<') else '...'
 
 def is_called(o):
