@@ -51,7 +51,7 @@ def _default(o):
     "A default as the signature shows it, `None` if there is none."
     if o is inspect.Parameter.empty: return None
     if type(o).__name__=='_HAS_DEFAULT_FACTORY_CLASS': return '...'
-    if callable(o) and hasattr(o, '__name__'): return o.__name__
+    if callable(o) and hasattr(o, '__name__'): return '...' if o.__name__.startswith('_') else o.__name__
     text = repr(o) if o==() else repr(o).removesuffix('()')
     return text if len(text)<30 and not text.startswith('<') else '...'
 
