@@ -69,7 +69,8 @@ def parameters(o, bound=False):
         d = docs.get(n) or {}
         return n,_short(d.get('anno')),_default(p.default),d.get('docment') or starred.get(n, '')
     back = docs.get('return') or {}
-    return sig,[_row(*o) for o in sig.parameters.items()],(_short(back.get('anno')),back.get('docment') or '')
+    meaning = back.get('docment') or ''
+    return sig,[_row(*o) for o in sig.parameters.items()],(_short(back.get('anno')),'' if meaning in starred.values() else meaning) # docments takes that for it
 
 def _documented(o):
     "The first sentence about an object."
