@@ -51,8 +51,8 @@ def _default(o):
     "A default as the signature shows it, `None` if there is none."
     if o is inspect.Parameter.empty: return None
     if type(o).__name__=='_HAS_DEFAULT_FACTORY_CLASS': return '...'
-    if callable(o) and hasattr(o, '__name__'): return o.__name__
-    text = repr(o).removesuffix('()')
+    if callable(o) and hasattr(o, '__name__'): return '...' if o.__name__.startswith('_') else o.__name__
+    text = repr(o) if o==() else repr(o).removesuffix('()')
     return text if len(text)<30 and not text.startswith('<') else '...'
 
 def is_called(o):
@@ -69,7 +69,8 @@ def parameters(o, bound=False):
         d = docs.get(n) or {}
         return n,_short(d.get('anno')),_default(p.default),d.get('docment') or starred.get(n, '')
     back = docs.get('return') or {}
-    return sig,[_row(*o) for o in sig.parameters.items()],(_short(back.get('anno')),back.get('docment') or '')
+    meaning = back.get('docment') or ''
+    return sig,[_row(*o) for o in sig.parameters.items()],(_short(back.get('anno')),'' if meaning in starred.values() else meaning) # docments takes that for it
 
 def _documented(o):
     "The first sentence about an object."

@@ -28,8 +28,8 @@ class InputPruneCallback(MaskCallback):
     def __init__(self,
         sparsity:float,     # target: fraction of the input features, in [0,1)
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
-        criterion:str|Callable='auto', # what matters: a function or its name; see `get_input_criterion`
-        granularity:str='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)' ..., as in `InputFeatures`
+        criterion:str|Callable='auto', # what matters: a function or its name; see `input_criteria`
+        granularity:str='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)', 'window(25)' ...
         names=None,         # name of each feature; `None`: of a table its columns, else numbers
         every:int=1,        # update the masks each `every` batches
         start_epoch=0,      # when the schedule begins: an epoch, or as a float a fraction of the training

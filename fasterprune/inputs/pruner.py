@@ -25,8 +25,8 @@ class InputPruner:
     def __init__(self,
         model:nn.Module,    # the network; its weights are changed by `sparsify` and `apply` only
         sample,             # an input, a tuple of inputs, or a dict by keywords, as `model` takes them; batch first
-        criterion:str|Callable='auto', # what matters: a function or its name; see `get_input_criterion`
-        granularity:str='auto', # what a feature is, as in `InputFeatures`
+        criterion:str|Callable='auto', # what matters: a function or its name; see `input_criteria`
+        granularity:str='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)' ..., as of `InputPruneCallback`
         columns:list=None   # of a table, as `table_columns` gives them
     ):
         self.features = f = InputFeatures(model, sample, granularity, columns)

@@ -24,10 +24,10 @@ from ..core.files import data_file
 @dataclass
 class Images:
     "Images and their classes, to train on and held out."
-    name: str
+    name: str    # of the data set
     train: tuple # images of shape (n, colors, height, width), values in [0,1], and classes of shape (n,)
     valid: tuple # likewise
-    n_classes: int = 10
+    n_classes: int = 10 # how many classes
     @property
     def shape(self): return tuple(self.train[0].shape[1:])
 
