@@ -105,6 +105,7 @@ def contrast(all_pages, base):
             tab.goto(f'{base}/{name}.html')
             for theme in ('light','dark'):
                 tab.evaluate(f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{theme}'")
+                tab.wait_for_timeout(400) # colors change slowly
                 for v in axe.run(tab, options=dict(runOnly=['color-contrast','image-alt','link-name','duplicate-id'])).response['violations']:
                     for node in v['nodes'][:3]: yield name,f'{v["id"]} ({theme}): {node["html"][:90]}'
 
