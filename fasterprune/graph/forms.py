@@ -9,26 +9,47 @@ __all__ = ['trace_forms']
 import torch
 from torch import nn
 
-from ..core.batches import map_tensors, tensors_in
+from ..core.batches import as_tuple, tensors_in
 from .trace import trace
 from .tracer import Trace, Tracer, to_number
 
 # %% ../../nbs/graph/04_forms.ipynb #b4acc59a
-_slow = {'linear','matmul','scaled_dot_product_attention','conv1d','conv2d','conv3d'}
+def _times_weight(x, weight, bias=None):
+    fits = x.ndim and weight.ndim==2 and x.shape[-1]==weight.shape[1] and x.dtype==weight.dtype
+    return x.new_empty(*x.shape[:-1], len(weight)) if fits else None
 
+def _times(x, y):
+    if min(x.ndim, y.ndim)<2 or x.shape[-1]!=y.shape[-2] or x.dtype!=y.dtype: return None
+    return x.new_empty(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+
+def _convolved(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n = weight.ndim-2
+    if isinstance(padding, str) or x.ndim!=weight.ndim or x.dtype!=weight.dtype: return None
+    if x.shape[1]!=weight.shape[1]*groups or len(weight)%groups: return None
+    stride,padding,dilation = [as_tuple(v)*(n if len(as_tuple(v))==1 else 1) for v in (stride,padding,dilation)]
+    sizes = [(s+2*p-d*(k-1)-1)//t+1 for s,k,t,p,d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)]
+    if min(sizes)<=0: return None
+    last = n==2 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(len(x), len(weight), *sizes, dtype=x.dtype, memory_format=memory_format)
+
+def _attended(q, k, v, *args, **kwargs):
+    alike = q.shape[:-2]==k.shape[:-2]==v.shape[:-2] and q.dtype==k.dtype==v.dtype
+    fits = alike and q.shape[-1]==k.shape[-1] and k.shape[-2]==v.shape[-2] and not kwargs.get('enable_gqa')
+    return q.new_empty(*q.shape[:-1], v.shape[-1]) if fits else None
+
+_forms = dict(linear=_times_weight, matmul=_times, scaled_dot_product_attention=_attended, conv1d=_convolved,
+    conv2d=_convolved, conv3d=_convolved)
 _by_value = set('''nonzero nonzero_numpy argwhere one_hot masked_select index _unique _unique2 unique_dim
     unique_consecutive repeat_interleave bincount nms'''.split()) # the form of what comes out depends on values
 
 class _FormTracer(Tracer):
-    "Writes down operations, and performs no slow ones."
+    "Writes down operations, and performs no slow ones of which the form is known."
     def perform(self, func, name, args, kwargs, varies):
         if varies and (name in to_number or name in _by_value or name=='where' and len(args)==1):
             raise NotImplementedError(f'what {name} gives out depends on values')
-        alike = len({t.dtype for t in tensors_in(args)})==1 # of different ones `meta` says nothing
-        if not varies or name not in _slow or not alike: return func(*args, **kwargs)
-        return torch.empty_like(func(*map_tensors(_form, args), **map_tensors(_form, kwargs)), device='cpu')
-
-def _form(t): return t.to('meta')
+        out = _forms[name](*args, **kwargs) if varies and name in _forms else None
+        return func(*args, **kwargs) if out is None else out
 
 def trace_forms(
     model:nn.Module, # the network
