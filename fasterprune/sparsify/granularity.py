@@ -71,7 +71,8 @@ class Granularity:
         "Why `layer` has no units of this kind."
         names = axes(layer)
         none = not names or self.spans and not set(self.spans.split()) & set(names)
-        if none: return f'a {type(layer).__name__} has no unit {self.name!r}'
+        kind = type(layer).__name__
+        if none: return f'{"an" if kind[0] in "AEIO" else "a"} {kind} has no unit {self.name!r}'
         tiled = self.block or self.n_of_m
         if tiled and isinstance(layer, nn.Embedding): return f'an Embedding has no unit {self.name!r}'
         sizes = dict(zip(names, in_axes(layer, layer.weight).shape)) if tiled else {}

@@ -209,7 +209,8 @@ class MaskCallback(Callback):
         epoch,saved = self.saved or (None,reached)
         if saved<reached: said.append(f'`SaveModelCallback` loads epoch {epoch}, in which `{self.column}` was '
             f'{saved:.3g}, and not the {reached:.3g} of the end. Save the best epoch of a fit that follows, '
-            'with `KeepZeros()`, or take `SaveModelCallback(at_end=True)`')
+            'with `KeepZeros()`; or let the schedule end with the first epoch, by `end_epoch=1`; or keep the '
+            'last epoch, by `SaveModelCallback(at_end=True)`')
         if said: warnings.warn(f'{type(self).__name__}: ' + '; '.join(said), FasterpruneWarning, stacklevel=2)
 
     def _wanted(self, target, start):
