@@ -232,12 +232,12 @@ def test_what_is_concatenated_keeps_its_shape(dim):
 def test_sample_of_zeros_verifies_as_well(monkeypatch): # the usual dummy batch
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
     with torch.no_grad(): net[0].weight[:3] = 0
-    attempt = Search.attempt
+    edited = Search._edited
     def _wrong(self, groups=None):
-        found = attempt(self, groups)
+        found = edited(self, groups)
         if groups!=[]: nn.init.zeros_(found.model[0].weight)
         return found
-    monkeypatch.setattr(Search, 'attempt', _wrong)
+    monkeypatch.setattr(Search, '_edited', _wrong)
     assert Condenser(net, torch.zeros(4, 6)).condense().report.removed=={}, 'a wrong copy was accepted'
 
 def test_several_inputs():
