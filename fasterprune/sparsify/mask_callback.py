@@ -203,7 +203,9 @@ class MaskCallback(Callback):
         if self.pending: return
         self._note_saved()
         reached,said = self.sparsifier.reached,[]
-        if self.came<1: said.append(f'the fit ended in epoch {self.epoch} of 0 to {self.n_epoch-1}, before its '
+        all_zero = not isinstance(self.sparsity, dict) and f'{reached:.3g}'==f'{self.sparsity:.3g}'
+        ended = self.came<1 and not all_zero # of a fit that began with its zeros nothing is missing
+        if ended: said.append(f'the fit ended in epoch {self.epoch} of 0 to {self.n_epoch-1}, before its '
             f'schedule: `{self.column}` is {reached:.3g}. Stop early in a fit that follows, with `KeepZeros()`, '
             'or let the schedule end sooner, by `end_epoch`')
         epoch,saved = self.saved or (None,reached)

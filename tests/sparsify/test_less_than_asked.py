@@ -103,3 +103,10 @@ def test_frozen_layers_that_are_left_out_are_not_told(new):
     assert told(lambda: fit(learn, 1, SparsifyCallback({'3':.5}, 'filter')))==[]
     (one,) = told(lambda: fit(learn, 1, SparsifyCallback({'3':.5, '0':.5}, 'filter')))
     assert "frozen: '0'" in one
+
+def test_a_fit_that_begins_with_all_its_zeros_may_stop_early(new):
+    learn = new()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=SparsifyCallback(.5, 'neuron'))
+        assert not told(lambda: learn.fit(3, cbs=[SparsifyCallback(.5, 'neuron'), EarlyStoppingCallback(min_delta=99, patience=1)]))
+        assert told(lambda: learn.fit(3, cbs=[SparsifyCallback(.7, 'neuron'), EarlyStoppingCallback(min_delta=99, patience=1)]))
