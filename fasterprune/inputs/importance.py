@@ -198,8 +198,8 @@ def _check_readers(features):
     for w,r in features.readers.items():
         if isinstance(features.model.get_submodule(r.layer), _read_as_they_come): continue
         p,dim = features.params[w],1 if features.params[w].ndim>2 else -1
-        takers = [o for o in traced.ops if any(t is p for t in tensors_in([o.args,o.kwargs]))]
-        read = [t for o in takers for t in tensors_in([o.args,o.kwargs]) if t is not p and t.ndim]
+        takers = [o for o in traced.ops if any(t is p for t in o.operands)]
+        read = [t for o in takers for t in o.operands if t is not p and t.ndim]
         given = [t for c in traced.calls if c.name==r.layer for t in tensors_in(c.args)[:1]]
         def _columns(t): return storage_of(t),t.shape[dim],t.stride(dim)
         same = {*map(_columns, given)} & {*map(_columns, read)}

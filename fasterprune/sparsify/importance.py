@@ -135,7 +135,7 @@ def movmag(weight, context):
     return (weight*(weight-context.initial)).abs()
 
 @criterion(needs='initial')
-def weight_change_relative(weight:Tensor, context:LayerInfo) -> Tensor:
+def weight_change_relative(weight, context):
     "Keep those that moved far, compared with how large they began."
     return (weight-context.initial).abs()/(context.initial.abs()+1e-6) # for those that began at 0
 
