@@ -101,9 +101,19 @@ test-long: install-dev  ## tutorials, how-tos, and the matrices: hundreds of arc
 	$(say) 'tests that take long: pytest'
 	$(BIN)/python -m pytest -q -n 2 --long -m long --durations 20 tests
 
-test-soak: install-dev  ## before a release: 20,000 random networks; adds a line to results/condense_fuzz.csv (hours)
+test-soak: install-dev  ## before a release: 20,000 random networks, mutated files, killed saves; writes results/condense_fuzz.csv and reliability.csv (hours)
 	$(say) 'random networks'
 	$(BIN)/python tests/condense/test_fuzz.py 20000 $$(date +%j)
+	$(say) 'files of strangers, killed saves, full disks'
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_mutated_files.py 5000 2000 500 200 500
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_saves.py 300 20
+	$(say) 'two processes that train one network'
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_ranks.py
+	$(say) 'beside other callbacks and optimizers, on any number of threads'
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_beside.py
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_determinism.py
+	$(say) 'killed fits that go on'
+	PYTHONPATH=tests:$$PYTHONPATH $(BIN)/python tests/reliability/test_resume.py 25
 
 coverage: install-dev  ## which lines the tests of `make test` run; a report, no threshold
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report term:skip-covered --ignore tests/test_repo.py tests
@@ -133,5 +143,5 @@ clean:  ## remove all that the targets above made, except .venv
 
 .venv/.installed-dev: $(META) .venv/.installed
 	$(say) 'Installing the development tools in .venv'
-	@$(PIP) -e '.[dev,packages]'
+	@$(PIP) -e '.[dev,packages,distributed]'
 	@touch $@

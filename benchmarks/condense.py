@@ -4,8 +4,8 @@ Writes results/condense_architectures.csv and results/condense_peers.csv.
     python benchmarks/condense.py [--quick] [--short] [--peers] [names ...]
 
 Takes an hour on two cores; `--short` takes the shortened networks of the tests, `--peers` is the second table alone. If names are given, only the rows
-of these networks are made anew; each row says with which commit it was made."""
-import json, multiprocessing
+of these networks are made anew, in the first table or with `--peers` in the second; each row says with which commit it was made."""
+import json, multiprocessing, os, subprocess
 from copy import deepcopy
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from time import perf_counter
@@ -91,6 +91,7 @@ def main():
         write(df.sort_values(['network','way'], key=lambda c: c.map(order)), 'condense_architectures')
         print(f"\n{len(df)} cases, {int(df.get('failure', pd.Series(dtype=str)).notna().sum())} failures; largest error {df.error_double.max():.1e} in double, "
             f"{df.error_single.max():.1e} in single precision; longest {df.seconds.max():.1f} s\n")
+        if names: return
     df = renewed(pd.DataFrame(peers()).assign(**versions()), 'condense_peers', names)
     write(df, 'condense_peers')
     print('\nParameters left in the best case that is right:', best(df).to_string(index=False, float_format='{:.4f}'.format), sep='\n')

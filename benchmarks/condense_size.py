@@ -1,8 +1,7 @@
 """Time and memory to condense large networks, half of whose hidden neurons are zero: processor seconds of one thread, each run in a process of its own.
 
 `--against PATH` measures another checkout of the package in turn with this one, `--runs 3` how often. Writes results/condense_size.csv."""
-import json, os, platform, subprocess, sys, threading
-from importlib.metadata import version
+import json, os, subprocess, sys, threading
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -83,12 +82,15 @@ def measured(path, what, name):
     if out.returncode: raise RuntimeError(out.stderr[-2000:])
     return json.loads(out.stdout.splitlines()[-1])
 
-def commit(path): return subprocess.run(['git','rev-parse','--short','HEAD'], cwd=path, capture_output=True, text=True).stdout.strip()
+def code_of(path):
+    "The commit of a checkout, and a caveat."
+    from fasterprune.studies.circumstances import commit_of
+    return dict(zip(('commit','caveat'), commit_of(str(path))))
 
-def circumstances():
-    cpu = next((l.partition(':')[2].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '')
-    versions = dict(torch=version('torch'), torchvision=version('torchvision'), python=platform.python_version())
-    return dict(seed=0, **versions, machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', cpu=cpu)
+def about_run():
+    "All circumstances but the code, which differs from row to row."
+    from fasterprune.studies.circumstances import circumstances
+    return dict(seed=0, **{k:v for k,v in circumstances('torchvision', threads=1).items() if k not in ('commit','caveat','fasterprune')})
 
 def rows(paths, names, n):
     for name in names:
@@ -97,8 +99,8 @@ def rows(paths, names, n):
             for p in paths: runs[p].append(measured(p, 'times', name))
         for p in paths:
             numbers = {k:median(r[k] for r in runs[p]) if isinstance(v, (int,float)) else v for k,v in runs[p][0].items()}
-            yield dict(network=name, side=networks[name], **numbers, **measured(p, 'memory', name), runs=n, commit=commit(p))
-            print(name, commit(p), numbers, flush=True)
+            yield dict(network=name, side=networks[name], **numbers, **measured(p, 'memory', name), runs=n, **code_of(p))
+            print(name, code_of(p), numbers, flush=True)
 
 if __name__=='__main__':
     if '--run' in sys.argv: one(*sys.argv[-2:])
@@ -108,7 +110,7 @@ if __name__=='__main__':
         quick,other = '--quick' in sys.argv,_option('--against')
         paths = [root] + ([Path(other).resolve()] if other else [])
         names = [a for a in sys.argv[1:] if a in networks] or (['resnet50'] if quick else [*networks])
-        df = pd.DataFrame(rows(paths, names, int(_option('--runs', 1 if quick else 3)))).assign(**circumstances())
+        df = pd.DataFrame(rows(paths, names, int(_option('--runs', 1 if quick else 3)))).assign(**about_run())
         print(df.T)
         path = root/'results'/'condense_size.csv'
         if path.exists():

@@ -13,8 +13,7 @@ Writes results/eeg.csv row by row, and skips what is there: an interrupted run g
 - cueing: where attention is cued to, on people who are held out; the same numbers. Chance is what is expected.
 - eye_state: eyes open or closed, the last 30 % of one recording held out; a network without a map, and a ridge regression on band power and Hjorth's parameters.
 """
-import os, platform, subprocess, sys, tempfile, time, warnings
-from importlib.metadata import version
+import sys, tempfile, time, warnings
 from pathlib import Path
 
 warnings.simplefilter('ignore')
@@ -24,13 +23,13 @@ from fastai.callback.all import *
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-import fasterprune
 from fasterprune.core.data import tensor_dls
 from fasterprune.eeg.data import eeg_cueing, eeg_eye_state, eeg_left_right, side_score
 from fasterprune.eeg.features import band_power, hjorth
 from fasterprune.eeg.models import EEG2Saliency, EEG2SaliencyVAE, KLCallback, adversarial_learner, eeg_encoder
 from fasterprune.eeg.simulator import simulate_eeg
 from fasterprune.inputs.callback import InputPruneCallback
+from fasterprune.studies.circumstances import circumstances
 from fasterprune.studies.study import Appender, Results
 from fasterprune.eeg.saliency import SaliencyLoss, centre_bias, mean_map, mean_measure, measures, paired_p
 from fasterprune.eeg.saliency import permutation_p
@@ -159,13 +158,10 @@ def jobs():
     return [j for j in found if j[0] in names]
 
 measured = ('electrodes kept recall worst nss cc auc sauc sim kld p_nss p_cc p_auc above_nss above_cc above_auc side_auc side_p max_diff seconds '
-    'fasterprune torch fastai mne python machine commit').split()
+    'fasterprune torch fastai mne scikit_learn python machine cpu commit caveat').split()
 results = Results(root/'results'/'eeg.csv', ['part','snr','method','seed'], measured)
 
-def circumstances():
-    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=root, capture_output=True, text=True).stdout.strip()
-    return dict(fasterprune=fasterprune.__version__, torch=torch.__version__, fastai=version('fastai'), mne=version('mne'), python=platform.python_version(),
-        machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit)
+def about_run(): return circumstances('fastai', 'mne', 'scikit-learn', threads=1, folder=root)
 
 def show(df):
     "Means over the seeds, a row for each method."
@@ -174,7 +170,7 @@ def show(df):
     print(t[cols].mean(numeric_only=True).assign(seeds=t.size()).round(4).to_string())
 
 def main():
-    about,todo = circumstances(),[dict(zip(results.settings, j)) for j in jobs()]
+    about,todo = about_run(),[dict(zip(results.settings, j)) for j in jobs()]
     done = set() if quick else set(map(results.key, results.rows()))
     rows = []
     with Appender(results, Path(tempfile.mkdtemp())/'eeg.csv' if quick else results.path) as append:

@@ -1,15 +1,15 @@
 "Zeros that were asked for and zeros that are there, side by side with fasterai 0.4.1, and what condensing makes of them. Writes results/engine.csv."
-import contextlib, io, platform, sys
+import contextlib, io, sys
 from pathlib import Path
 
-import fasterai, pandas as pd, torch, torchvision
+import pandas as pd, torch, torchvision
 from fastai.basics import *
 from fasterai.core.all import cos, large_final as fasterai_magnitude, lin, one_cycle as fasterai_one_cycle
 from fasterai.sparse.all import Sparsifier as FasteraiSparsifier, SparsifyCallback as FasteraiCallback
 from torch import nn
 
-import fasterprune
 from fasterprune.all import *
+from fasterprune.studies.circumstances import circumstances
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv
@@ -67,9 +67,14 @@ def fits():
         fasterai_fit(a, 3, .9, schedule=sched)
         fit(b, 3, SparsifyCallback(.9, schedule=ours))
         yield dict(study=f'90 % of the weights in {3*len(a.dls.train)} steps, {name}', wanted=round(.9*n_weights(b.model)), fasterai=n_zero(a.model), fasterprune=n_zero(b.model))
+    wanted,before = round(.9*n_weights(b.model)),b.model.state_dict()
+    before = {k:v.clone() for k,v in before.items()}
     fit(a, 1)
+    fit(b, 1)
+    yield dict(study='the same after one more epoch, both without a callback', wanted=wanted, fasterai=n_zero(a.model), fasterprune=n_zero(b.model))
+    b.model.load_state_dict(before)
     fit(b, 1, KeepZeros())
-    yield dict(study='the same after one more epoch', wanted=round(.9*n_weights(b.model)), fasterai=n_zero(a.model), fasterprune=n_zero(b.model))
+    yield dict(study='the same after one more epoch, with KeepZeros, which fasterai has not', wanted=wanted, fasterprune=n_zero(b.model))
     class Lowest(Callback):
         "The fewest zeros that there are after a step."
         order,least = 99,10**9
@@ -121,6 +126,6 @@ if __name__=='__main__':
     seeds = range(1 if quick else 5)
     tables = [pd.DataFrame(rows) for rows in (counts(), fits(), filters(seeds, .5), filters(seeds, .75), coupled(networks))]
     for t in tables: print(t.to_string(index=False), end='\n\n')
-    versions = dict(fasterprune_version=fasterprune.__version__, fasterai_version=fasterai.__version__, torch_version=torch.__version__,
-        python_version=platform.python_version(), machine=f'{platform.machine()}, one thread')
-    if not quick: pd.concat(tables).assign(**versions).to_csv(root/'results'/'engine.csv', index=False)
+    about = circumstances('fastai', 'torchvision', threads=1, folder=root, fasterai_version='fasterai') # `fasterai` and `fasterprune` are zeros here
+    about = {'fasterprune_version' if k=='fasterprune' else k:v for k,v in about.items()}
+    if not quick: pd.concat(tables).assign(**about).to_csv(root/'results'/'engine.csv', index=False)

@@ -1,14 +1,14 @@
 "The main job, measured: digits and MNIST over several seeds, and half of the filters of a VGG16-BN. Writes results/foundation.csv."
-import platform, subprocess, sys, tempfile, time
+import sys, tempfile, time
 from pathlib import Path
 
-import fastai, pandas as pd, torch, torchvision
+import pandas as pd, torch, torchvision
 from torch import nn
 
-import fasterprune
 from fasterprune.all import *
 from fasterprune.demo import recipes, run_demo
 from fasterprune.core.files import data_file
+from fasterprune.studies.circumstances import circumstances
 
 root = Path(__file__).resolve().parent.parent
 quick = '--quick' in sys.argv
@@ -43,9 +43,7 @@ def vgg_rows(seed=0):
 
 def main():
     rows = [*vgg_rows(), *demo_rows('digits', range(1 if quick else 5)), *([] if quick or not data_file('mnist.npz') else demo_rows('mnist', range(3)))]
-    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=root, capture_output=True, text=True).stdout.strip()
-    df = pd.DataFrame(rows).assign(torch=torch.__version__, fastai=fastai.__version__, fasterprune=fasterprune.__version__, python=platform.python_version(),
-        machine=f'{platform.machine()}, {torch.get_num_threads()} threads', commit=commit)
+    df = pd.DataFrame(rows).assign(**circumstances('fastai', threads=torch.get_num_threads(), folder=root))
     print(df[['study','seed','network','accuracy','inputs','parameters','difference','seconds']].to_string(index=False))
     print(df.groupby(['study','network'], sort=False).accuracy.agg(['mean','std']).dropna(how='all').to_string(float_format='{:.4f}'.format))
     if not quick:

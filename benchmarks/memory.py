@@ -5,7 +5,7 @@ of the large network than of the small one, over the number of weights that that
 CPU the high-water mark of the process is read, with `--device cuda` that of the allocator; large pieces of memory go straight back to the system (`MALLOC_MMAP_THRESHOLD_`), for
 what the allocator keeps for later differs by hundreds of megabytes from run to run.
 """
-import json
+import json, os, subprocess
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *

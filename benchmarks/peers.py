@@ -1,14 +1,13 @@
 "What the benchmarks of the Condenser share: torch-pruning and simplify given the same zeros, networks side by side, tables with their circumstances."
-import math, os, platform, subprocess, sys, warnings
-from importlib.metadata import version
+import math, sys, warnings
 from pathlib import Path
 
 warnings.simplefilter('ignore')
-import pandas as pd, simplify, timm, torch, torch_pruning as tp, torchvision
+import pandas as pd, simplify, torch, torch_pruning as tp
 from torch import nn
 
-import fasterprune
 from fasterprune.all import *
+from fasterprune.studies.circumstances import circumstances
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'tests')) # the networks of the tests, and their zeros
@@ -57,12 +56,9 @@ def difference(dense, small, side):
         try: return gap(out, small(x))
         except Exception: return math.inf
 
-def versions(seed=0):
+def versions(seed=0, threads=1):
     "Circumstances of a run, as columns."
-    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=root, capture_output=True, text=True).stdout.strip()
-    return dict(seed=seed, fasterprune=fasterprune.__version__, torch_pruning=tp.__version__, simplify=version('torch-simplify'), torch=torch.__version__,
-        torchvision=torchvision.__version__, timm=timm.__version__, python=platform.python_version(),
-        machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit)
+    return dict(seed=seed, **circumstances('torch-pruning', 'torchvision', 'timm', threads=threads, folder=root, simplify='torch-simplify'))
 
 def renewed(df, name, networks):
     "The new rows, and those of before of networks that were not asked for by name."

@@ -3,6 +3,10 @@
 Writes results/step_overhead.csv. On a CPU half an hour; `--quick`: one. `--device cuda` runs batches of 512 images in bfloat16 on a GPU, and once more with
 torch.compile; it writes results/step_overhead_cuda.csv.
 
+`--own` writes results/step_own_time.csv, in a quarter of an hour: the time that is spent in the callback's events, event by event, over the rest of the step, with one and two threads, with and without
+Numba, for steps around 1, 10, 50 and 90 % of ten epochs, for short fits in which thousands of weights die at each step, and with `every=10`. Five rounds, each a process of its own in another order; the median of the rounds' medians.
+Unlike the ratio it does not change with where in memory a fit lies, nor with an optimizer that is faster because of the callback.
+
 Each fit runs in a thread of its own, and hands over to the next one after each batch. Batches are measured from the first event to the last, without the DataLoader.
 Where in memory a fit comes to lie makes a difference of some hundredths: so there are five rounds, each a process of its own that begins the fits in another order, and a
 row has the median of the rounds' medians, the lowest and the highest. `zeros` is what is zero at the end. The rows "as in 10 epochs of" are as many steps out of the
@@ -11,8 +15,10 @@ middle of such a fit, in which few weights die at a step, and a filter every few
 import contextlib, io, random, subprocess, tempfile, threading, time
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from statistics import median
 
+import torchvision
 from fastai.basics import *
 from fastai.callback.all import *
 from peers import *
@@ -87,6 +93,7 @@ def fit_of(model, shape, bs, steps, make, compiled=False):
     cb = make()
     def _fit(cbs):
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 1e-3, cbs=cbs+[cb]*(cb is not None))
+    _fit.cb = cb
     return learn,_fit
 
 def fasterai(granularity, context, sparsity):
@@ -105,7 +112,7 @@ class ByNumPy(SparsifyCallback):
     "As if Numba were not installed."
     def make_masker(self):
         sparsifier = super().make_masker()
-        sparsifier.workspace.loops = {}
+        sparsifier.scorer.workspace.compiled = None
         return sparsifier
 
 def ours(sparsity, granularity, cls=SparsifyCallback, **kwargs): return partial(cls, sparsity, granularity, **kwargs)
@@ -146,10 +153,73 @@ def rows(seed):
         n = wide(millions)[1].in_features
         yield from compared(seed, f'{millions}M', partial(wide, millions), (n,), 8, {(us,'weight'):ours(.9, 'weight')}, 20 if millions==100 else steps)
 
-def run(seed):
+class Own:
+    "Added to a callback: note how long it takes, event by event."
+    def __call__(self, event):
+        start = time.perf_counter()
+        super().__call__(event)
+        self.spent[event] = self.spent.get(event, 0) + time.perf_counter()-start
+
+class Edge(Callback):
+    "Before all other callbacks, or behind them: note how long the step took, and what of it was the callback's own."
+    def __init__(self, order, cb, steps, start=None): self.order,self.cb,self.steps,self.first = order,cb,steps,start
+    def before_batch(self):
+        if not self.first and self.training: self.began,self.cb.spent = time.perf_counter(),{}
+    def after_batch(self):
+        if self.first and self.training: self.steps.append((time.perf_counter()-self.first.began, self.cb.spent))
+
+def around(pos, steps, real):
+    "So many steps of a fit of `real` steps, from `pos` on."
+    return lambda p: one_cycle(pos + p*steps/real) if p<1 else one_cycle(pos + steps/real)
+
+def own_time(network, model, shape, bs, steps, what, make, n_threads):
+    "A row: medians over the steps of a fit, in milliseconds."
+    torch.set_num_threads(n_threads)
+    learn,fit = fit_of(model, shape, bs, steps, make)
+    cb = fit.cb or Callback()
+    cb.spent = {}
+    if fit.cb: cb.__class__ = type(type(cb).__name__, (Own,type(cb)), {})
+    taken = []
+    start = Edge(-1000, cb, taken)
+    fit([start, Edge(1000, cb, taken, start)])
+    taken = taken[5:]
+    own = [sum(spent.values()) for _,spent in taken]
+    events = {f'{e}_ms':1e3*median(s.get(e, 0) for _,s in taken) for e in ('before_batch','after_backward','before_step','after_step','after_batch')}
+    return dict(network=network, what=what, threads=n_threads, own_ms=1e3*median(own), rest_ms=1e3*median(t-o for (t,_),o in zip(taken, own)),
+        mean_own_ms=1e3*sum(own)/len(own), **events, steps=len(taken))
+
+def own_times(seed):
+    "Those of one round, in another order."
+    numba = '--numpy' not in sys.argv
+    cls,cnn,dense = SparsifyCallback if numba else ByNumPy,('resnet18, 32 px',resnet,(3,32,32),32),('mlp 784-512-512-10',mlp,(784,),64)
+    cases = [(cnn, 60, 'weight, short fit', ours(.9, 'weight', cls)), (dense, 240, 'weight, short fit', ours(.9, 'weight', cls))]
+    cases += [(cnn, 60, 'filter, short fit', ours(.5, 'filter', cls, context='local'))]
+    for at in (.01,.1,.5,.9) if numba else (.5,):
+        cases.append((cnn, 24, f'weight, at {at:.0%}', ours(.9, 'weight', cls, schedule=around(at, 24, 15_630))))
+        cases.append((cnn, 24, f'filter, at {at:.0%}', ours(.5, 'filter', cls, context='local', schedule=around(at, 24, 15_630))))
+        cases.append((dense, 120, f'weight, at {at:.0%}', ours(.9, 'weight', cls, schedule=around(at, 120, 9_380))))
+    if numba:
+        cases += [(cnn, 24, 'plain', lambda: None), (dense, 120, 'plain', lambda: None)]
+        cases += [(cnn, 40, f'{g}, every=10', ours(s, g, cls, context=c, every=10)) for g,c,s in (('weight','global',.9), ('filter','local',.5))]
+        cases += [(dense, 120, 'weight, every=10', ours(.9, 'weight', cls, every=10))]
+    todo = [(*c, n_threads) for c in cases for n_threads in (1,2)]
+    for network,steps,what,make,n_threads in random.Random(seed).sample(todo, len(todo)):
+        yield dict(own_time(*network, steps, what, make, n_threads), numba=numba)
+
+def own_summed_up(df):
+    "The rounds in one: own time over the rest of the step, and a step over a plain one."
+    df['own_over_rest'],key = df.own_ms/df.rest_ms,['network','numba','what','threads']
+    plain = df[df.what=='plain'].groupby(['network','threads']).rest_ms.median()
+    by = df[df.what!='plain'].groupby(key)
+    rows = by.agg(own_over_rest=('own_over_rest','median'), lowest=('own_over_rest','min'), highest=('own_over_rest','max'), rounds=('own_ms','size'),
+        **{c:(c,'median') for c in df if c.endswith('_ms')}, steps=('steps','first')).reset_index()
+    rows['over_plain'] = [(o+r)/plain[n,t] for n,t,o,r in zip(rows.network, rows.threads, rows.own_ms, rows.rest_ms)]
+    return rows
+
+def run(seed, *options):
     "A round, in a process of its own."
     with tempfile.NamedTemporaryFile(suffix='.json') as f:
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], '--round', str(seed), f.name], check=True)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], *options, '--round', str(seed), f.name], check=True)
         return pd.read_json(f.name)
 
 def summed_up(df):
@@ -164,8 +234,13 @@ if __name__=='__main__':
     if '--round' in sys.argv:
         *_,seed,path = sys.argv
         torch.set_num_threads(1)
-        pd.DataFrame(rows(int(seed))).to_json(path, orient='records')
+        pd.DataFrame((own_times if '--own' in sys.argv else rows)(int(seed))).to_json(path, orient='records')
+    elif '--own' in sys.argv:
+        found = []
+        for i in range(1 if quick else 5):
+            found += [run(i, *options) for options in ((),('--numpy',))]
+            about = {**versions(threads=None), 'numba_version':version('numba')}
+            write(own_summed_up(pd.concat(found)).assign(**about), 'step_own_time') # after each round
     else:
         df = summed_up(pd.concat([run(i) for i in range(1 if quick else 5)]))
-        circumstances = {**versions(), 'machine':f'{platform.machine()}, {os.cpu_count()} cores'}
-        write(df.assign(**circumstances, fasterai=version('fasterai') if not gpu else '', numba=version('numba') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)
+        write(df.assign(**versions(threads=None), fasterai=version('fasterai') if not gpu else '', numba=version('numba') if not gpu else ''), 'step_overhead'+'_cuda'*gpu)

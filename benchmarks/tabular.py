@@ -1,12 +1,12 @@
 """Half of a table's columns: a made-up census of 14 columns, six of which tell (`census`), 6,000 rows to train on and 2,000 to judge by.
 Accuracy with all columns, with half of them masked, condensed and trained on, and of a fresh network on the columns that were kept.
 Writes results/tabular.csv; takes a minute on one core. `--quick`: one seed, nothing is written."""
-import os, platform, subprocess, sys, time
-from importlib.metadata import version
+import sys, time
 from pathlib import Path
 import pandas as pd, torch
 from fastai.tabular.all import Categorify, CategoryBlock, FillMissing, Normalize, TabularDataLoaders, accuracy, set_seed, tabular_learner
 from fasterprune.all import *
+from fasterprune.studies.circumstances import circumstances
 
 quick,root = '--quick' in sys.argv,Path(__file__).resolve().parent.parent
 tells = {'education','occupation','contract','hours','age','tenure'}
@@ -39,6 +39,4 @@ if __name__=='__main__':
     torch.set_num_threads(1)
     df = pd.DataFrame(rows())
     print(df.round(4).to_string(index=False), '', df.drop(columns='seed').agg(['mean','std']).round(4).to_string(), sep='\n')
-    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=root, capture_output=True, text=True).stdout.strip()
-    if not quick: df.assign(torch=torch.__version__, fastai=version('fastai'), fasterprune=version('fasterprune'), python=platform.python_version(),
-        machine=f'{platform.machine()}, {os.cpu_count()} cores, one thread', commit=commit).to_csv(root/'results'/'tabular.csv', index=False, float_format='%.6g')
+    if not quick: df.assign(**circumstances('fastai', threads=1, folder=root)).to_csv(root/'results'/'tabular.csv', index=False, float_format='%.6g')

@@ -6,6 +6,7 @@ Needs the data folder (FASTERPRUNE_DATA), with cifar10_jpeg.npz. The network is 
 sixteen times as long.
 """
 import io, threading, time
+import torchvision
 from fastai.basics import *
 from fastai.callback.all import *
 from PIL import Image
@@ -21,7 +22,7 @@ def images_of(split, n):
         head,scan,ends = d['jpeg_header'].tobytes(),d[f'{split}_scan'].tobytes(),np.cumsum(d[f'{split}_len'], dtype=np.int64)[:n]
         x = [np.asarray(Image.open(io.BytesIO(head+scan[a:b]+b'\xff\xd9')).convert('RGB')) for a,b in zip([0,*ends[:-1]], ends)]
         y = d[f'y_{split}'][:n]
-    x = torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).contiguous().float()/255 # torch 2.14.1 crashes in the backward pass of some small convolutions with channels last
+    x = torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).contiguous().float()/255
     return (x-torch.tensor([.491,.482,.447])[:,None,None])/torch.tensor([.247,.243,.262])[:,None,None],torch.from_numpy(y).long()
 
 def network():
@@ -80,7 +81,7 @@ def main():
             small = learn.condense().model if way=='masks' else learn.model
             rows.append(dict(versions(seed), way=way, epochs=epochs, images=n_train, seconds=seconds, over_dense=seconds/dense, over_masks=seconds/masks,
                 accuracy=es[-1]['accuracy'], valid_loss=es[-1]['valid_loss'], sparsity=es[-1]['sparsity'], parameters=n_left(small), macs=n_macs(small, test[0][:1])))
-            by_epoch += [dict(seed=seed, way=way, **e) for e in es]
+            by_epoch += [dict(versions(seed), way=way, **e) for e in es]
         if not quick:
             pd.DataFrame(rows).to_csv(path, index=False, float_format='%.6g')
             pd.DataFrame(by_epoch).to_csv(path_epochs, index=False, float_format='%.6g')

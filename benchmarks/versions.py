@@ -68,7 +68,7 @@ def measured(path):
 
 def main():
     import pandas as pd
-    from condense_size import circumstances, commit
+    from condense_size import about_run, code_of
     if sys.argv[1:] in ([], ['--quick']): return print(__doc__) # there is nothing to compare with
     other,n = Path(sys.argv[1]).resolve(),int(sys.argv[sys.argv.index('--runs')+1]) if '--runs' in sys.argv else 5
     runs = [(measured(root),measured(other)) for _ in range(n)]
@@ -76,7 +76,7 @@ def main():
         new,old = [r[0][k] for r in runs],[r[1][k] for r in runs]
         ratios = sorted(a/b for a,b in zip(new, old))
         return dict(what=k, seconds=median(new), seconds_before=median(old), ratio=median(ratios), lowest=ratios[0], highest=ratios[-1])
-    df = pd.DataFrame([_row(k) for k in runs[0][0]]).assign(runs=n, commit=commit(root), commit_before=commit(other), **circumstances())
+    df = pd.DataFrame([_row(k) for k in runs[0][0]]).assign(runs=n, **code_of(root), commit_before=code_of(other)['commit'], **about_run())
     print(df[['what','seconds','seconds_before','ratio','lowest','highest']].round(3).to_string(index=False))
     df.to_csv(root/'results'/'versions.csv', index=False, float_format='%.4g')
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 # %% ../nbs/moved.ipynb #c7c87c48
 _moved = dict(
-    callback='sparsify.callback sparsify.mask_callback sparsify.keep_zeros',
+    callback='sparsify.callback sparsify.mask_callback sparsify.learners sparsify.keep_zeros',
     capture='core.batches core.models graph.tracer',
     cli='demo',
     condense='condense.condenser condense.condensed',
@@ -73,6 +73,7 @@ _moved = dict(
     verify='condense.verify condense.comparison')
 _renamed = dict(
     _new='core.plain_layers.new_mixed',
+    _Folder='learner.step_folder.StepFolder',
     LayerContext='sparsify.importance.LayerInfo',
     Memory='sparsify.criterion_state.CriterionState',
     _Elsewhere='sparsify.coupling.UngroupedUnits',

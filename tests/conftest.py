@@ -12,6 +12,7 @@ if not os.environ.get('FASTERPRUNE_DATA') and _beside.is_dir(): os.environ['FAST
 def pytest_addoption(parser): parser.addoption('--long', action='store_true', help='also run the tests that take minutes')
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda o: 'forks' not in o.keywords) # a forked process has none of the threads that other tests have torch begin
     if config.getoption('--long'): return
     for o in items:
         if 'long' in o.keywords: o.add_marker(pytest.mark.skip(reason='takes minutes: run with --long'))

@@ -121,6 +121,14 @@ def test_notebook_is_fit_to_be_read(path):
     m = re.search(r'/(?:home|root|Users)/[\w.-]+|[A-Z]:\\\\Users|[\w./-]+/site-packages/[\w./-]+', json.dumps(outputs))
     assert not m, f'a saved output holds the path of a machine: {m[0]}'
 
+def test_only_what_belongs_here_is_tracked():
+    "No package, archive, log, picture of a screen or large file: what strays into a folder is not committed with the rest."
+    r = subprocess.run(['git','ls-files'], cwd=root, capture_output=True, text=True)
+    if r.returncode: pytest.skip('needs git and the repository')
+    kinds = {'.py','.ipynb','.csv','.md','.safetensors','.pickle','.yml','.yaml','.txt','.svg','.json','.typed','.toml','.ini','.in','.js','.css','.cff',''}
+    tracked = [root/o for o in r.stdout.splitlines()]
+    assert tracked and {p.name for p in tracked if p.suffix not in kinds}==set() and {p.name for p in tracked if p.exists() and p.stat().st_size>1e6}==set()
+
 def test_one_version():
     "The same in settings.ini, the package, the changelog and what is installed."
     v = cfg['version']

@@ -13,7 +13,7 @@ from fastai.basics import store_attr
 from torch import Tensor, nn
 
 from ..core.batches import named_tensors
-from ..core.layer_sizes import put_tensors
+from ..core.layer_sizes import put_tensors, units_dim
 from ..core.plain_layers import become_layer
 from ..graph.graph import Graph
 from ..graph.ops.layers import effective, outputs_first
@@ -57,6 +57,7 @@ def _constant(graph, plan, call, m, s):
     if not isinstance(x, Tensor) or x.ndim!=len(s.shape) or len(dims)!=1: return None
     if not isinstance(graph.env.get(id(x)), AbstractValue): return None
     d, = dims
+    if units_dim(m) not in (None, d, d-len(s.shape)): return None # positions are told apart, and there may be others
     units,consts = rows_of(s.ids, d)[:,0],rows_of(s.const, d)
     value = torch.where((consts==consts[:,:1]).all(1), consts[:,0], torch.nan)
     if (i := graph.made.get(id(call.out))) is not None: # nobody hears what they are

@@ -15,12 +15,13 @@ from ..graph.tracer import Node, Trace
 from .plan import Plan
 
 # %% ../../nbs/condense/03_assumptions.ipynb #e46ed8f8
-def _left(ids, keep):
-    "The shape of what is left of an activation."
+def _is_left(shape, ids, keep):
+    "Is a shape what is left of an activation? If nothing is, along which dimension does not matter."
     d = distinct(ids)
     k = torch.where(d<0, True, keep[d.clamp(min=0)])
+    if not k.any(): return 0 in shape
     def _size(i, n): return int(k.movedim(i, 0).reshape(n, k.numel()//max(n, 1)).any(1).sum())
-    return tuple(n if k.shape[i]<n else _size(i, n) for i,n in enumerate(ids.shape))
+    return shape[1:]==tuple(n if k.shape[i]<n else _size(i, n) for i,n in enumerate(ids.shape))[1:]
 
 def comparable(
     ops:list # operations of a network
@@ -37,15 +38,20 @@ def wrong_assumption(
     "The first operation that did not do what it was taken for."
     before,after = [[o for o in comparable(t.ops) if o[1].place not in narrowed] for t in (graph.traced,traced)]
     for (i,op),(_,new) in zip(before, after):
-        if op.name!=new.name: return _last_assumption(graph, plan, i)
+        if not _is_the_same(op, new): return _last_assumption(graph, plan, i)
         if (wrong := _differs(graph, plan, i, op, new)) is not None: return wrong
     if len(after)==len(before): return None
     return _last_assumption(graph, plan, before[len(after)][0]) if len(after)<len(before) else -1
 
+def _is_the_same(op, new):
+    "Are these the same operation? What PyTorch cuts nothing from is no slice to it, but an alias."
+    if op.name=='alias' and new.name=='slice': return new.out.shape==new.args[0].shape
+    return op.name==new.name or (op.name,new.name)==('slice','alias')
+
 def _differs(graph, plan, i, op, new):
     "The number of the operation that was taken for something else, if `op`, with the number `i`, is `new` now."
     taken = zip(tensors_in(new.out), graph.assumptions[i]) if i in graph.assumptions else ()
-    if any(tuple(t.shape)[1:]!=_left(ids, plan.keep)[1:] for t,ids in taken): return i
+    if not all(_is_left(tuple(t.shape), ids, plan.keep) for t,ids in taken): return i
     if i in graph.cuts and _start(new)!=int(plan.keep[graph.cuts[i]].sum()): return i
     if numbers_of(op)==numbers_of(new): return None
     opened = [at for place,at,*_ in graph.opened if place==op.place and at<i]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.batches import Keywords, as_tuple, selected
+from ..core.batches import Keywords, as_tuple, is_dense, selected
 from ..core.optimizer_state import keep_parameters, optimizers_in, slice_state
 from .input_selector import InputSelector
 from .onnx import Joined, write_onnx
@@ -24,7 +24,8 @@ from .tabular import dense_name
 # %% ../../nbs/condense/13_condensed.ipynb #e355cd0c
 def _form(x):
     "Shape and type of a tensor, as a file holds it."
-    return [list(x.shape), str(x.dtype).removeprefix('torch.')] if isinstance(x, Tensor) else None
+    dense = isinstance(x, Tensor) and is_dense(x)
+    return [list(x.shape), str(x.dtype).removeprefix('torch.')] if dense else None
 
 @dataclass(repr=False)
 class Condensed:

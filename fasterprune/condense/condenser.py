@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.batches import as_tuple, first_items, is_dense, map_tensors, selected, storage_of
 from ..core.checks import check_copyable, check_model
+from ..core.ranks import distributed_in, unwrapped
 from ..core.plain_layers import make_plain
 from ..graph.costs import count_macs, n_params
 from ..graph.graph import Graph, trace_sample
@@ -37,6 +38,7 @@ class Condenser:
         constants:bool=True, # may a layer be replaced by what it gives out, if that is always the same?
         expand:bool=False # may a residual branch be narrower than its stream, over which its last layer spreads it?
     ):
+        if isinstance(model, nn.Module) and distributed_in(model) is not None: model = unwrapped(model)
         store_attr('model,inputs,round_to,constants,expand')
         if not (isinstance(round_to, int) and round_to>0):
             raise ValueError(f'round_to is {round_to!r}: give a positive whole number, such as 8')
@@ -68,7 +70,8 @@ class Condenser:
         if inplace: self.edit()
         else: _own_memory(found.model, self.search.plain)
         special = dict(blueprint(found.model), sizes=new_sizes(self.graph, found.plan),
-            plain=self.search.plain is not self.model, table=found.table)
+            plain=self.search.plain is not self.model, table=found.table,
+            buffers=sorted(found.slices.keys() & _hidden(found.model)))
         sample = map_tensors(torch.clone, first_items(self.sample))
         model = self.model if inplace else found.model
         return Condensed(model, found.inputs, report, dense, special, found.slices, sample)
@@ -90,6 +93,10 @@ class Condenser:
         worst = '' if math.isnan(error) else str(self.reference.worst)
         return CondenseReport(n_params(self.model), n_params(found.model), count_macs(graph.traced),
             count_macs(found.traced), *n_in, error, layer_rows(graph, small), kept, worst)
+
+def _hidden(model):
+    "Names of buffers that are not in the state of a model."
+    return {n for n,_ in model.named_buffers(remove_duplicate=False)} - model.state_dict().keys()
 
 def _form_of(model):
     "The tensors that a model has, and their shapes."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastai.basics import ToTensorBase, noop, to_device
 
 from ..core.batches import Keywords, as_tuple, feed, first_items, selected
-from ..core.files import check_writable, replacing
+from ..core.files import check_writable, no_room, replacing
 from ..core.models import evaluating, unobserved
 from ..graph.untouched import untouched
 from .comparison import eval_outputs, gap
@@ -140,6 +140,7 @@ def write_onnx(
             with evaluating(whole), untouched(whole), unobserved(whole), torch.random.fork_rng(), _plain():
                 _convert(whole, xs, temp, dynamic, dynamo, len(outs), kwargs)
         except Exception as e:
+            if no_room(path, e, 0): raise
             fixed = 'dynamic=False, which fixes the batch size, or '*dynamic
             name = type(whole.model).__name__
             raise ValueError(f'{name} cannot be written as ONNX: {_in_a_line(e)}\nTry '

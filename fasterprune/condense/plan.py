@@ -21,6 +21,7 @@ class Plan:
     keep: Tensor     # for each unit, does it stay?
     constant_carriers: Tensor # those that stay as carriers
     last_survivors: Tensor   # those that stay as the last of their layer
+    in_proportion: Tensor # those that stay to be a number of times as many as others
     rounded: Tensor  # those that stay to make widths round
     allowed: Tensor  # those that may be removed
     constants: bool  # may modules be replaced by constants?
@@ -48,6 +49,13 @@ def _missing(graph, name, dim, units, keep):
     "Those of `units` that the parameter `name` has to keep: it must not be empty."
     least = 2 if dim==1 and graph.layers.get(name, 1)>1 else 1
     return units[~keep[units]][:max(0, min(len(units), least)-int(keep[units].sum()))]
+
+def _disproportionate(proportion, keep):
+    "Units of a `Proportion` to keep, too, for it to hold again: of those that are too few."
+    many,few = [int(keep[units].sum()) for units in (proportion.many,proportion.few)]
+    least = -(-many//proportion.times)
+    units,short = (proportion.few,least-few) if few<least else (proportion.many,proportion.times*few-many)
+    return units[~keep[units]].unique()[:short]
 
 def _short(graph, name, dim, units, keep, round_to):
     "Those of `units` to keep, too, for their number to be a multiple of `round_to`."
@@ -78,7 +86,7 @@ def make_plan(
     "Decide which units stay: those that are needed, one in each layer, and a carrier where no bias takes constants."
     if not constants: allowed = allowed & ~_computed(graph)
     keep,count = graph.needed | ~allowed,-1
-    constant_carriers,last_survivors,rounded,used = [torch.zeros_like(keep) for _ in range(4)]
+    constant_carriers,last_survivors,in_proportion,rounded,used = [torch.zeros_like(keep) for _ in range(5)]
     while count != keep.sum():  # who stays may need company
         count = keep.sum()
         for r in graph.reads:
@@ -95,7 +103,11 @@ def make_plan(
             stay = next(filter(len, found), [])
             keep[stay] = last_survivors[stay] = True
         if count==keep.sum():
+            found = (_disproportionate(p, keep) for p in graph.proportions)
+            more = next(filter(len, found), [])
+            keep[more] = in_proportion[more] = True
+        if count==keep.sum():
             found = (_short(graph, *key, units, keep, round_to) for key,units in graph.bound.items())
             more = next(filter(len, found), [])
             keep[more] = rounded[more] = True
-    return Plan(keep, constant_carriers, last_survivors, rounded, allowed, constants)
+    return Plan(keep, constant_carriers, last_survivors, in_proportion, rounded, allowed, constants)

@@ -17,6 +17,12 @@ from .reduced.constants import Constant
 from .report import sized_layers
 
 # %% ../../nbs/condense/10_reasons.ipynb #91b3938d
+def _made_alive(graph):
+    "By layer, the first ones first: the units that it makes of something, and that are needed."
+    for r in graph.reads:
+        units = r.rows[r.ends[0]]
+        yield r.layer or 'the model',units[graph.needed[units]]
+
 class Reasons:
     "Why units that are dead stayed: for each the first reason that holds, found in one pass over all."
     def __init__(self,
@@ -29,9 +35,11 @@ class Reasons:
         whole = torch.cat([torch.zeros(0).long()] + [u for _,u in rejected])
         carries = 'carries the constants of dead channels over a padded border'
         cases = [*graph.pins, (plan.constant_carriers, carries), (plan.last_survivors, 'the last unit of its layer'),
+            *[(u[plan.in_proportion[u]], p.why) for p in graph.proportions for u in (p.many,p.few)],
             (plan.rounded, f'the width is a multiple of {round_to}'),
             (whole, 'removing units of this layer changed the output'), *graph.borders,
             *[(u[graph.needed[u]], why) for u,why in graph.lost],
+            *[(u, f'tied to a unit that is needed, of {name!r}') for name,u in _made_alive(graph)],
             (graph.needed, 'tied to a unit that is needed'), (torch.ones_like(graph.needed), 'may not be removed')]
         self.whys,self.first = [],torch.full((graph.n_units,), -1)
         for units,why in reversed(cases): # so that the first one is what is left

@@ -43,6 +43,8 @@ class Candidate:
 # %% ../../nbs/condense/14_search.ipynb #dd2a012a
 _unexplained = 'does its output depend on more than its input? verify=False takes it as it is'
 
+def _has_constants(model): return any(isinstance(m, Constant) for m in model.modules())
+
 class Search:
     "Makes candidates of a network, and finds the smallest one that computes the same."
     def __init__(self,
@@ -111,13 +113,20 @@ class Search:
         "A candidate whose operations do what they were taken for; until there is one, the network is analyzed anew."
         while True:
             found = self._edited()
-            wrong = wrong_assumption(self.graph, found.plan, found.traced, self._narrowed(found.model))
+            wrong,replaced = self._wrong_in(found),self.constants and _has_constants(found.model)
+            if wrong is not None and replaced: # does the code look at what was replaced?
+                self.constants = False
+                found = self._edited()
+                wrong = self._wrong_in(found)
             if wrong is None: return self._less_columns(found)
-            if self.constants and any(isinstance(m, Constant) for m in found.model.modules()):
-                self.constants = False # does the code look at what was replaced?
-            elif wrong<0 or self.graph.assumption_level_at(wrong)>most_assumed:
+            if wrong<0 or self.graph.assumption_level_at(wrong)>most_assumed:
                 return self._less_columns(found) if verify else self.attempt([])
-            else: self._analyze(self.graph.traced, self._more_doubt(wrong))
+            self._analyze(self.graph.traced, self._more_doubt(wrong))
+            self.constants |= replaced # they alone are not to blame
+
+    def _wrong_in(self, found):
+        "The number of an operation that does not do in a candidate what it was taken for; `None` if all do."
+        return wrong_assumption(self.graph, found.plan, found.traced, self._narrowed(found.model))
 
     def _narrowed(self, small):
         "Names of modules that perform other operations in a candidate than before."

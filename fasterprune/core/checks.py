@@ -22,6 +22,10 @@ def _program(name, m):
     if isinstance(m, nn.DataParallel) and len(m.device_ids)>1:
         return (f'{_named(name)} is copied to {len(m.device_ids)} devices by nn.DataParallel: '
             'give the `nn.Module` inside of it, which is its `module`')
+    if type(m).__name__=='FullyShardedDataParallel':
+        return (f'{_named(name)} is sharded by FullyShardedDataParallel: no process has whole weights, and their units '
+            'would have to be scored and zeroed shard by shard, which is not written yet. Train it with '
+            'DistributedDataParallel, as `learn.distrib_ctx()` does')
     if 'eval' in vars(m) and isinstance(m, torch.fx.GraphModule):
         return (f'{_named(name)} is an exported program (torch.export): its layers are not there any more. '
             'Give the `nn.Module` that it was exported from, and export the small network')

@@ -54,6 +54,7 @@ class Equivalence:
             reads=[self._read(r) for r in found.reads],
             norms=[replace(m, units=units[m.units]) for m in found.norms],
             branches=[replace(b, rows=units[b.rows], cols=units[b.cols]) for b in found.branches],
+            proportions=[replace(p, many=units[p.many], few=units[p.few]) for p in found.proportions],
             sizes=[replace(s, units=units[s.units]) for s in found.sizes if self._counts(s)])
         facts = Facts(**{f.name:getattr(found, f.name) for f in fields(Facts)} | united)
         sizes,of_layers = torch.bincount(units, minlength=self.n_units),{name for name,_ in found.bound}

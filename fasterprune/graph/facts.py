@@ -70,6 +70,14 @@ class Size:
     units: Tensor # (size,), unit of each index
     index: int|None=None # its place, if the attribute is a shape
 
+@dataclass(frozen=True)
+class Proportion:
+    "Units of which there are, and have to be, a number of times as many as of others."
+    many: Tensor # units
+    few: Tensor  # units of which there are fewer
+    times: int   # how many of the first there are for each of these
+    why: str     # where that is asked for
+
 # %% ../../nbs/graph/07_facts.ipynb #d53ad0db
 def _empty(kind): return field(default_factory=kind)
 
@@ -84,6 +92,7 @@ class Facts:
     reads: list = _empty(list)    # a `LinearUse` for each call of a layer that reads units and makes others
     norms: list = _empty(list)    # a `Norm` for each call of a layer that normalizes over units
     sizes: list = _empty(list)    # a `Size` for each attribute of a module in which a number of units stands
+    proportions: list = _empty(list) # a `Proportion` for each width that code divides by a number of units
     branches: list = _empty(list) # a `Branch` for each that is added to a stream and may have fewer units
     plain: dict = _empty(dict)    # name of each layer whose weight is computed -> what it is as a plain layer
     inline: set = _empty(set)     # names of weights that are not taken as they are, but computed number by number

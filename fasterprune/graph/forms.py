@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.batches import as_tuple, tensors_in
+from ..core.warnings import always_raised
 from .trace import trace
 from .tracer import Trace, Tracer, to_number
 
@@ -59,5 +60,6 @@ def trace_forms(
     "The operations of `model` on `sample`, as `trace` gives them, in less time."
     if all(t.device.type=='cpu' for t in tensors_in(sample)):
         try: return trace(model, sample, whole, _FormTracer)
+        except always_raised: raise
         except Exception: pass # the other way will tell what is wrong
     return trace(model, sample, whole)

@@ -24,10 +24,10 @@ class Origin:
     tensor: Tensor|None = field(default=None, compare=False, repr=False) # whose shape
 
 class TracedInt(int):
-    "A whole number that knows its `origins`; `exact` if it is nothing but the number at the only one."
+    "A whole number that knows its `origins`; `exact` if it is the only one's; `quotient` is what was divided."
     def __new__(cls, value, origins, run, exact=True):
         self = int.__new__(cls, value)
-        self.origins,self.run,self.exact = origins,run,exact
+        self.origins,self.run,self.exact,self.quotient = origins,run,exact,None
         return self
     def __reduce__(self): return int,(int(self),)
 
@@ -37,7 +37,9 @@ def _computed(name):
         out = f(self) if other is None else f(self, other)
         if type(out) is not int: return out # NotImplemented, or no whole number
         origins = self.origins + tuple(o for o in getattr(other, 'origins', ()) if o not in self.origins)
-        return TracedInt(out, origins, self.run, exact=False)
+        out = TracedInt(out, origins, self.run, exact=False)
+        if name=='__floordiv__' and self.exact and getattr(other, 'exact', False): out.quotient = self,other
+        return out
     return _f
 
 for _name in 'add radd sub rsub mul rmul floordiv rfloordiv mod rmod neg'.split():

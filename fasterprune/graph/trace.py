@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..core.batches import Keywords, all_tensors, as_tuple, eagerly, feed, is_dense, map_tensors
 from ..core.checks import check_model
 from ..core.models import evaluating, unobserved
+from ..core.warnings import always_raised
 from .origins import traced_numbers
 from .tracer import DependsOnData, Trace, Tracer, entered_by
 from .untouched import untouched
@@ -69,7 +70,8 @@ def trace(
                     with _as_exported(): return trace(model, sample, whole, recorder)
             raise ValueError(f'{type(model).__name__} cannot be captured: {e}.\n'
                 'Control flow that depends on data hides what the network computes; '
-                'replace it, e.g. by torch.where.') from e
+                'replace it, e.g. by torch.where. A hook that only looks on is left out if its attribute `observes` is '
+                'True.') from e
         except _Failed as e:
             module,error = e.args
             if recorder is not Tracer or model in apart or not _runs(model, xs):
@@ -86,6 +88,7 @@ def _record(model, traced, whole, apart, recorder, with_origins=True):
     if any(is_lazy(p) for p in model.parameters()): # it gets its parameters with the first batch
         try:
             with evaluating(model): feed(model, traced.inputs)
+        except always_raised: raise
         except Exception as e: raise _Failed(model, e) from e
     opaque = {*apart, *(m for m in model.modules() if isinstance(m, torch.jit.ScriptModule))}
     recorder = recorder(model, traced, whole, opaque)
@@ -95,7 +98,7 @@ def _record(model, traced, whole, apart, recorder, with_origins=True):
             _called_by_layers(recorder), (traced_numbers(model) if with_origins else nullcontext()) as recorder.calls:
             for m in apart: m.forward = partial(_unwatched, m.forward)
             with recorder: out = feed(model, traced.inputs)
-    except DependsOnData: raise
+    except (DependsOnData,*always_raised): raise
     except Exception as e: raise _Failed(recorder.stack[-1][2] if recorder.stack else model, e) from e
     finally: recorder.restore()
     if recorder.astray: raise _Failed(recorder.astray, RuntimeError('it uses several threads'))

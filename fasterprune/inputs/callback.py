@@ -8,23 +8,28 @@ __all__ = ['InputPruneCallback']
 # %% ../../nbs/inputs/05_callback.ipynb #ee9ae4b6
 import itertools
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pandas as pd, torch
 from torch import Tensor
 from fastai.basics import no_random, tuplify
 
 from ..core.batches import first_items, map_tensors
+from ..core.checkpoints import CheckpointPart, checkpoint_parts, setting_text
+from ..core.ranks import shared_loader
+from ..core.warnings import warn_on_error
+from ..sparsify.importance import large_scaled, may_draw, needs_of
 from ..sparsify.mask_callback import MaskCallback
 from ..sparsify.schedule import one_cycle
-from .features import InputFeatures, table_columns
-from .importance import get_input_criterion
+from .features import InputFeatures, InputMask, add_mask, table_columns
+from .importance import get_input_criterion, input_criteria
 from .plots import plot_map, plot_path, plot_ranking, plot_scalp
 from .pruner import InputPruner
 
 # %% ../../nbs/inputs/05_callback.ipynb #b198613c
 class InputPruneCallback(MaskCallback):
     "Cut off the least useful inputs while the model trains, along a schedule."
-    column = 'inputs_pruned'
+    column,reads_gradients = 'inputs_pruned',True
     def __init__(self,
         sparsity:float,     # target: fraction of the input features, in [0,1)
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
@@ -42,14 +47,14 @@ class InputPruneCallback(MaskCallback):
         if isinstance(sparsity, dict):
             raise ValueError(f'sparsity {sparsity} for the inputs: it is a single fraction in [0,1)')
         super().__init__(sparsity, schedule, every, start_epoch, end_epoch)
-        get_input_criterion(criterion)
+        f = get_input_criterion(criterion)
+        self.draws = may_draw(f) and f not in input_criteria.values()
         InputFeatures.parse(granularity)
         self.criterion,self.granularity,self.induced,self.warmup = criterion,granularity,induced,warmup
         self.names = None if names is None else list(names)
 
     def check(self):
         "A `ValueError` if another callback prunes the inputs, too."
-        self.check_alone('what the inputs are like')
         other = next((cb for cb in self.learn.cbs if isinstance(cb, InputPruneCallback) and cb is not self), None)
         if other: raise ValueError(f'the inputs are claimed by two callbacks: one wants a sparsity of '
             f'{self.sparsity}, the other {other.sparsity}; leave one of them out')
@@ -60,13 +65,41 @@ class InputPruneCallback(MaskCallback):
         if self.names is not None and len(self.names)!=pruner.n:
             raise ValueError(f'{len(self.names)} names for {pruner.n} input features: give one for each')
         pruner.n_dead(self.sparsity)
-        if not _varies(self.xb, self.dls.train): raise ValueError(f'all inputs are the same in the first {_looked_at} '
+        pruner.importance.apart = self.ranks.n>1
+        if not self._inputs_vary(): raise ValueError(f'all inputs are the same in the first {_looked_at} '
             'batches: nothing can be told from them; look at how the data are read')
         if pruner.masks: pruner.put_into(self.dls)
         self.died_at,self.epochs_seen = torch.full((pruner.n,), torch.nan),[]
-        if self.induced: pruner.prune_unreachable(*first_items(self.xb))
-        self.died_at[~pruner.alive.cpu()],pruner.start = 0.,pruner.dead
         return pruner
+
+    def _inputs_vary(self): return self.vary if self.ranks.n>1 else _varies(self.xb, self.dls.train)
+
+    def begin(self):
+        p = self.sparsifier
+        if self.induced: p.prune_unreachable(*first_items(self.xb))
+        self.died_at[~p.alive.cpu()],p.start = 0.,p.dead
+        super().begin()
+
+    def unknown(self):
+        f = self.sparsifier.criterion
+        measured = f is large_scaled or needs_of(f) or self.sparsifier.importance.reads_inputs
+        return f'what its criterion {setting_text(f)!r} has measured' if measured else ''
+
+    def state_dict(self
+    ) -> dict|None: # `None` before the first batch of a fit and after its end
+        "The same as of any `MaskCallback`, and when features died."
+        if (state := super().state_dict()) is None: return None
+        seen = [{k:v if isinstance(v, (int,float,str)) else None if v is None else float(v) for k,v in e.items()}
+            for e in self.epochs_seen]
+        return dict(state, died_at=self.died_at, epochs_seen=seen)
+
+    def load_state_dict(self,
+        state:dict # what `state_dict` gave
+    ):
+        "Go on from there."
+        super().load_state_dict(state)
+        self.died_at = state['died_at'].expand(self.sparsifier.n).clone()
+        self.epochs_seen = list(state['epochs_seen'])
 
     def fraction(self,
         pos:float # position in the training, in [0,1]
@@ -76,6 +109,7 @@ class InputPruneCallback(MaskCallback):
 
     def before_batch(self):
         "Begin at the first batch of a fit; measure what the first layers get."
+        if self.pending and self.ranks.n>1: self.vary = self.ranks.any(_varies(self.xb, self.dls.train))
         super().before_batch()
         p,self._leaves = self.sparsifier,()
         p.importance.watch(*self.xb)
@@ -99,6 +133,7 @@ class InputPruneCallback(MaskCallback):
 
     def after_train(self):
         "Trace back if that is wanted; reach the target also where the last epoch was cut short."
+        if not self.pending: self.sparsifier.importance.gather(self.ranks)
         super().after_train()
         if self.pending or not self.induced: return
         before = self.sparsifier.alive
@@ -107,9 +142,10 @@ class InputPruneCallback(MaskCallback):
 
     def after_validate(self):
         "Note how good the network is with the inputs that are left."
-        if self.trained and not self.pending and hasattr(self.learn, 'recorder'):
+        if self.trained and not self.pending and self.has_column and hasattr(self.learn, 'recorder'):
             left = self.sparsifier.n-self.sparsifier.dead
-            self.epochs_seen.append(dict(zip(self.recorder.metric_names, self.recorder.log), inputs=left))
+            with warn_on_error(self, 'the path does not have this epoch'):
+                self.epochs_seen.append(dict(zip(self.recorder.metric_names, self.recorder.log), inputs=left))
         super().after_validate()
 
     def apply_slicing(self, cuts, inputs): self.sparsifier.apply_slicing(cuts, inputs)
@@ -206,5 +242,33 @@ def _varies(xs, dl):
     one = [x[:1].cpu() for x in _items(xs)]
     def _differs(xs): return any(x.shape[1:]!=o.shape[1:] or bool((x.cpu()!=o).any()) for x,o in zip(_items(xs), one))
     if _differs(xs): return True
+    dl = shared_loader(dl)
     with no_random(): others = [tuplify(b)[:len(xs)] for b in itertools.islice(iter(dl), _looked_at)]
     return any(map(_differs, others)) or sum(len(x) for b in others for x in _items(b)[:1])<2
+
+# %% ../../nbs/inputs/05_callback.ipynb #02a4851a
+class InputMasks(CheckpointPart):
+    "Which inputs the DataLoaders mask."
+    def _of(self, learn):
+        dl = next(iter(getattr(learn.dls, 'loaders', [])), None)
+        return [f for f in getattr(getattr(dl, 'after_batch', None), 'fs', []) if isinstance(f, InputMask)]
+
+    def state(self, learn):
+        found = [dict(alive=m.alive, elements=[getattr(m, f'elements{i}') for i in range(m.n_inp)],
+            granularity=m.granularity) for m in self._of(learn)]
+        return dict(masks=found) if found else None
+
+    @contextmanager
+    def loading(self, learn, path, state, known):
+        before = [(m, m.alive.clone()) for m in self._of(learn)]
+        try:
+            for saved in state['masks'] if state else []:
+                mask = InputMask(saved['elements'], len(saved['alive']), saved['granularity'])
+                device = next((p.device for p in learn.model.parameters()), None)
+                add_mask(learn.dls, mask.to(device)).alive.copy_(saved['alive'])
+            yield
+        except BaseException:
+            for m,alive in before: m.alive.copy_(alive)
+            raise
+
+checkpoint_parts['masks'] = InputMasks()

@@ -13,6 +13,7 @@ from fasttransform import ItemTransform, Pipeline
 from torch import Tensor, nn
 from fastai.basics import detuplify, tuplify
 
+from ..core.ranks import shared_loader
 from ..graph.graph import Graph
 from ..condense.tabular import is_table
 
@@ -61,6 +62,8 @@ def table_columns(
 
 # %% ../../nbs/inputs/01_features.ipynb #6915ddfa
 _places = 'pixel','row','column','patch','window'
+
+def _said(why): return f'is {why}' if why.startswith(('read','made')) else f'stays whole, as {why}'
 
 class InputFeatures:
     "What the features of a network's input are, and which weights read each of them."
@@ -132,6 +135,10 @@ class InputFeatures:
         if kind=='feature' and conv: raise ValueError("granularity 'feature', but the input is read by a convolution "
             f"({conv[0]!r}): its features are of granularity 'channel', which 'auto' finds")
         if not self.masks: return
+        for i,x in enumerate(self.graph.traced.inputs):
+            if not (self.table or x.is_floating_point()): raise ValueError(f'the inputs cannot be pruned: input {i} '
+                f'holds whole numbers ({x.dtype}, items of shape {self.shapes[i]}), such as the words of a text, which '
+                'are looked up, so that none of them can be 0 for all items: leave `InputPruneCallback` out')
         if kind in _places and not self.table: self.readers = {} # a mask needs nothing of the network
         elif grouped: raise ValueError(f'layer {grouped[0]!r} reads the input in groups, of which each has to keep '
             'the same channels: inputs cannot be pruned; put a layer without groups in front of it')
@@ -140,7 +147,7 @@ class InputFeatures:
             "'auto'; frames of clips go where they are permuted to the channels of a convolution")
         else: raise ValueError('the inputs cannot be pruned: only those that a Linear or recurrent layer or a '
             'convolution reads can be, '
-            + (f'and one is {blocked[0]}' if blocked else f'and none does in {type(self.model).__name__}')
+            + (f'and one {_said(blocked[0])}' if blocked else f'and none does in {type(self.model).__name__}')
             + "; images and sequences can be masked: take 'pixel', 'row', 'patch(4,4)' or 'window(25)'")
 
     def along_columns(self,
@@ -230,13 +237,14 @@ def add_mask(
     mask:InputMask # of all features
 ) -> InputMask: # `mask`, or the one that was there already and means the same
     "Let all loaders mask their inputs; a `ValueError`, and none does, if one of them takes no transform."
-    for dl in dls.loaders:
+    loaders = [shared_loader(dl) for dl in dls.loaders]
+    for dl in loaders:
         for f in getattr(getattr(dl, 'after_batch', None), 'fs', []):
             if isinstance(f, InputMask) and f.same_as(mask): return f
-    other = next((dl for dl in dls.loaders if not isinstance(getattr(dl, 'after_batch', None), Pipeline)), None)
+    other = next((dl for dl in loaders if not isinstance(getattr(dl, 'after_batch', None), Pipeline)), None)
     if other is not None: raise ValueError(f'features of granularity {mask.granularity!r} are masked by a transform '
         'in the '
         f"DataLoaders, but {type(other).__name__} takes none: make them with fastai, or take granularity 'channel' or "
         "'feature'")
-    for dl in dls.loaders: dl.after_batch.add([mask])
+    for dl in loaders: dl.after_batch.add([mask])
     return mask

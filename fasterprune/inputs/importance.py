@@ -14,8 +14,9 @@ from fastai.basics import noop
 
 from ..core.batches import as_tuple, feed, storage_of, tensors_in
 from ..core.models import evaluating, watch_pass
+from ..core.ranks import Ranks
 from ..sparsify.importance import LayerInfo, get_criterion, large_scaled, needs_of, taylor
-from ..sparsify.criterion_state import RunningMean
+from ..sparsify.criterion_state import RunningMean, restored
 from .features import InputFeatures
 
 # %% ../../nbs/inputs/02_importance.ipynb #b5f4e3c4
@@ -28,9 +29,17 @@ class RunningScale:
         x:Tensor # more rows, of shape (rows, columns)
     ):
         "Take in more rows."
-        x,n = x.detach().to(torch.float64 if x.device.type!='mps' else torch.float32),len(x)
+        x = x.detach().to(torch.float64 if x.device.type!='mps' else torch.float32)
         mean = x.mean(0)
-        m2,delta = ((x-mean)**2).sum(0),mean-self.mean
+        self.merge(len(x), mean, ((x-mean)**2).sum(0))
+
+    def merge(self,
+        n:int,       # number of more rows
+        mean:Tensor, # of each column in them
+        m2:Tensor    # sum of the squared distances from that
+    ):
+        "Take in what is known of more rows."
+        delta = mean-self.mean
         self.m2 = self.m2 + m2 + delta**2*(self.n*n/(self.n+n))
         self.mean = self.mean + delta*(n/(self.n+n))
         self.n += n
@@ -88,6 +97,8 @@ class FeatureImportance:
     ):
         self.features,self.criterion = features,criterion
         self.scales,self.unwatch,self.means = {},noop,RunningMean()
+        # of several processes: what this one has measured since the last `gather`, and on how many items
+        self.apart,self.own,self.n_items = False,{},0
         if not features.masks: _check_readers(features)
         self.last_scale = torch.full((features.n,), torch.nan, device=features.device) # of features that are gone
 
@@ -104,11 +115,11 @@ class FeatureImportance:
         f = self.features
         if not f.masks:
             readers = {w:f.model.get_submodule(r.layer) for w,r in f.readers.items()}
-            self.unwatch = watch_pass(f.model, readers, partial(_report_to, self.scales, f.params))
+            self.unwatch = watch_pass(f.model, readers, partial(_report_to, self._measured, f.params))
             return
         for i,x in enumerate(xs):
             if isinstance(x, Tensor) and x.is_floating_point():
-                self.scales.setdefault(i, RunningScale()).update(x.detach().flatten(1))
+                self._measured.setdefault(i, RunningScale()).update(x.detach().flatten(1))
 
     def observe(self,
         *xs # a batch of each input, or a dict of them by keywords
@@ -120,15 +131,45 @@ class FeatureImportance:
             with evaluating(self.features.model): feed(self.features.model, xs)
         finally: self.unwatch()
 
+    @property
+    def _measured(self): return self.own if self.apart else self.scales
+
+    @torch.no_grad()
+    def gather(self,
+        ranks:Ranks # processes that train the same network
+    ):
+        "Let scales, and scores by gradients of inputs, be those of all processes, weighted by what each has seen."
+        if ranks.n==1: return
+        places = self._places()
+        own = {k:self.own.get(k, RunningScale()) for k in places}
+        none = {k:torch.zeros(len(at), dtype=torch.float64, device=at.device) for k,at in places.items()}
+        counts = [torch.tensor(float(s.n)) for s in own.values()]
+        sums = ranks.total([*counts, *(s.n*s.mean if s.n else none[k] for k,s in own.items())])
+        counts = [int(n) for n in sums[:len(own)]]
+        means = [total/max(1, n) for n,total in zip(counts, sums[len(own):])]
+        m2s = ranks.total([s.m2+s.n*(s.mean-m)**2 if s.n else none[k] for (k,s),m in zip(own.items(), means)])
+        for k,n,mean,m2 in zip(own, counts, means, m2s):
+            if n: self.scales.setdefault(k, RunningScale()).merge(n, mean, m2)
+        self.own = {}
+        if not self.reads_inputs: return # gradients of weights are the same in all
+        n = self.n_items
+        items,total = ranks.total([torch.tensor(float(n)), n*self.means.mean if self.means.n else self._zeros()])
+        if items: self.means.n,self.means.mean = max(1, self.means.n),(total/items.to(total.device)).to(self._zeros())
+        self.n_items = 0
+
+    def _places(self):
+        "Where a scale is measured: by weight, or number of the input for masks, the feature of each column."
+        f = self.features
+        return {i:e.flatten().to(f.device) for i,e in enumerate(f.elements)} if f.masks else f.cols
+
     def _zeros(self, *shape): return torch.zeros(*shape, self.features.n, device=self.features.device)
 
     def scale(self
     ) -> Tensor: # one for each feature; NaN where nothing was measured
         """The standard deviation of each feature where it is read, root mean square over the columns that read it;
         of a mask, over its elements."""
-        f,(total,count) = self.features,self._zeros(2)
-        places = {i:e.flatten().to(f.device) for i,e in enumerate(f.elements)} if f.masks else f.cols
-        for key,cols in places.items():
+        total,count = self._zeros(2)
+        for key,cols in self._places().items():
             if (scale := self.scales.get(key)) is None or not scale.n: continue
             read = cols>=0
             total.index_add_(0, cols[read], scale.std[read].to(total)**2)
@@ -181,14 +222,31 @@ class FeatureImportance:
                 at = at.flatten().to(total.device)
                 total.index_add_(1, at, self.criterion(x.detach(), x.grad).float().flatten(1))
             self.means.update((n*total).square().mean(0)) # the loss is a mean over items
+            self.n_items += n
+
+    def state_dict(self
+    ) -> dict: # numbers and tensors
+        "What has been measured."
+        return dict(scales={k:dict(vars(s)) for k,s in self.scales.items()}, means=self.means.state_dict(),
+            last_scale=self.last_scale)
+
+    def load_state_dict(self,
+        state:dict # what `state_dict` gave, of the same features
+    ):
+        "Go on from there."
+        device,places,n = self.features.device,self._places(),self.features.n
+        self.scales = {k:restored(RunningScale(), s, device, (len(places[k]),)) for k,s in state['scales'].items()}
+        self.means = restored(RunningMean(), state['means'], device, (n,))
+        self.last_scale = state['last_scale'].to(device).expand(n).clone()
 
     def apply_slicing(self,
         kept:dict # weight -> the indices of its columns that are kept; `None` if it is gone
     ):
         "Follow weights that were cut."
         for w,at in kept.items():
-            if at is None: self.scales.pop(w, None)
-            elif w in self.scales: self.scales[w] = self.scales[w].apply_slicing(at)
+            for scales in (self.scales,self.own):
+                if at is None: scales.pop(w, None)
+                elif w in scales: scales[w] = scales[w].apply_slicing(at)
 
 _read_as_they_come = nn.Linear,nn.modules.conv._ConvNd,nn.RNNBase,nn.Embedding,nn.MultiheadAttention
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..core.batches import as_tuple
+from ..core.ranks import Ranks, distributed_in, unwrapped
 from ..graph.graph import Graph
 from ..sparsify.allocation import check_sparsity, dead_count, start_count
 from ..sparsify.granularity import lowest
@@ -29,6 +30,7 @@ class InputPruner:
         granularity:str='auto', # what a feature is: 'channel', 'pixel', 'patch(4,4)' ..., as of `InputPruneCallback`
         columns:list=None   # of a table, as `table_columns` gives them
     ):
+        if distributed_in(model) is not None: model = unwrapped(model)
         self.features = f = InputFeatures(model, sample, granularity, columns)
         self.model,self.criterion = model,get_input_criterion(criterion, f.masks, f.table)
         self.importance = FeatureImportance(f, self.criterion)
@@ -73,7 +75,7 @@ class InputPruner:
     ):
         "Zero what reads dead features, or mask them."
         params = self.features.params if model is None else dict(model.named_parameters(remove_duplicate=False))
-        for w in self.features.cols: params[w].mul_(self._keep(w)).add_(0.) # of -0.0 it makes 0.0
+        for w in self.features.cols: params[w].mul_(self._keep(w).to(params[w].device)).add_(0.) # of -0.0 it makes 0.0
         if self.masks: self.mask.alive.copy_(self.alive)
 
     @torch.no_grad()
@@ -88,6 +90,19 @@ class InputPruner:
     ):
         "Measure on one batch, in evaluation mode."
         self.importance.observe(*xs)
+
+    def gather(self,
+        sparsity:float, # what is asked for next
+        fraction:float, # how far to go to it
+        ranks:Ranks     # processes that train the same network
+    ):
+        "Let what was measured be that of all processes, if features are to be chosen by it."
+        if ranks.n>1 and max(self.n_dead(sparsity, fraction), self.least)!=self.dead: self.importance.gather(ranks)
+
+    @property
+    def unit_masks(self) -> dict: # for each feature, is it alive?
+        "Which features are alive."
+        return {'inputs':self.alive}
 
     def scores(self
     ) -> torch.Tensor: # one for each feature
@@ -171,6 +186,24 @@ class InputPruner:
         self.importance.apply_slicing(self.features.apply_slicing(cuts, inputs))
         self.alive = self.alive & self.find_alive()
         self.least = self.dead
+
+    def state_dict(self
+    ) -> dict: # numbers and tensors
+        "All that decides which features go next, to be saved with the weights."
+        own = {k:getattr(self, k) for k in ('alive','deaths','least','last_scores','start')}
+        return dict(own, importance=self.importance.state_dict())
+
+    def load_state_dict(self,
+        state:dict # what `state_dict` gave
+    ):
+        "Go on from there, with a model of the same weights; a `ValueError` if the features are others."
+        if len(state['alive'])!=self.n: raise ValueError(f'the saved masks are of {len(state["alive"])} input '
+            f'features, here are {self.n}: make the InputPruner with the same network and granularity')
+        self.alive = state['alive'].to(self.alive.device, torch.bool)
+        self.last_scores = state['last_scores'].to(self.alive.device).expand(self.n).clone()
+        self.deaths,self.least,self.start = list(state['deaths']),state['least'],state['start']
+        self.importance.load_state_dict(state['importance'])
+        if self.masks: self.mask.alive.copy_(self.alive)
 
     def remember(self):
         "A function that puts back what `apply_slicing` changes, once the network is as wide as it was."

@@ -9,7 +9,7 @@ __all__ = ['SelectFromNet']
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.multiclass import type_of_target
@@ -71,6 +71,14 @@ def _how_many(wanted, n):
         'fraction in (0,1]')
 
 # %% ../../nbs/inputs/06_sklearn.ipynb #d16818b4
+def _averaged(dfs):
+    "One ranking of several: by a feature's mean place."
+    if len(dfs)==1: return dfs[0]
+    place = sum(pd.Series(np.arange(len(d)), d.index) for d in dfs)
+    score = sum(d.score for d in dfs)/len(dfs)
+    return pd.DataFrame(dict(score=score, place=place)).sort_values(['place','score'], ascending=[True,False])
+
+# %% ../../nbs/inputs/06_sklearn.ipynb #17fb4fcd
 class SelectFromNet(SelectorMixin, BaseEstimator):
     "Select the columns that a network keeps when its inputs are pruned while it trains."
     def __init__(self,
@@ -85,11 +93,12 @@ class SelectFromNet(SelectorMixin, BaseEstimator):
         task='auto',                # 'classification', 'regression', or what the targets look like
         scale='column',             # has each 'column' a unit of its own, or the whole 'table' one, as with pixels?
         device='cpu',               # where to train
-        verbose:bool=False          # show how training goes?
+        verbose:bool=False,         # show how training goes?
+        networks:int=1              # so many are trained, and a column's places in their rankings averaged
     ):
         self.n_features_to_select,self.criterion,self.task,self.scale = n_features_to_select,criterion,task,scale
         self.hidden,self.epochs,self.lr,self.bs,self.wd,self.seed = hidden,epochs,lr,bs,wd,seed
-        self.device,self.verbose = device,verbose
+        self.device,self.verbose,self.networks = device,verbose,networks
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -110,8 +119,11 @@ class SelectFromNet(SelectorMixin, BaseEstimator):
         x,varies = _standardized(X, self.scale)
         if not varies.any(): raise ValueError(f'all {n} features are constant: there is nothing to select; '
             'look at how the data are read')
+        if isinstance(self.networks, bool) or not isinstance(self.networks, (int,np.integer)) or self.networks<1:
+            raise ValueError(f'networks={self.networks!r}: give how many are to be trained, 1 or more')
         target,n_out,loss = _targets(y, self.task)
-        with no_random(self.seed, reproducible=False): df = self._train(x, target, n_out, loss, k)
+        with no_random(self.seed, reproducible=False):
+            df = _averaged([self._train(x, target, n_out, loss, k) for _ in range(self.networks)])
         self.support_,self.scores_,self.ranking_ = np.zeros(n, dtype=bool),np.zeros(n),np.ones(n, dtype=int)
         self.support_[df.index[:k]] = True
         self.scores_[df.index] = df.score

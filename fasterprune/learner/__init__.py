@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['condense_learner', 'learner_to_onnx', 'select_dls', 'batch_for', 'delivers', 'clone_learner', 'learner_around',
-           'slice_state', 'check_state', 'KeptColumns', 'narrow_procs', 'narrow_tables', 'shrink', 'ModelSnapshot',
-           'OptimizerSnapshot', 'CondenseCallback', 'FeaturePath', 'feature_path']
+           'slice_state', 'check_state', 'KeptColumns', 'narrow_procs', 'narrow_tables', 'shrink', 'DenseForm',
+           'LearnerSnapshot', 'ModelSnapshot', 'OptimizerSnapshot', 'CondenseCallback', 'load_condensed_learner',
+           'FeaturePath', 'feature_path', 'CompressionPath', 'compression_path', 'distrib_ctx']
 
 # %% ../../nbs/learner/index.ipynb #5dc16d86
 import fasterprune.core # before fastai, whose import would warn
@@ -14,14 +15,18 @@ from .tabular import KeptColumns, narrow_procs, narrow_tables
 from .dataloaders import batch_for, delivers, select_dls
 from .clone import clone_learner, learner_around
 from .condense import condense_learner, learner_to_onnx
-from .shrink import ModelSnapshot, OptimizerSnapshot, shrink
+from .checkpoints import load_condensed_learner
+from .shrink import DenseForm, LearnerSnapshot, ModelSnapshot, OptimizerSnapshot, shrink
 from .condense_callback import CondenseCallback
 from .feature_path import FeaturePath, feature_path
+from .compression_path import CompressionPath, compression_path
+from .distributed import distrib_ctx
 
 # %% ../../nbs/learner/index.ipynb #57459484
 _all_ = ['condense_learner', 'learner_to_onnx', 'select_dls', 'batch_for', 'delivers', 'clone_learner',
     'learner_around', 'slice_state', 'check_state', 'KeptColumns', 'narrow_procs', 'narrow_tables', 'shrink',
-    'ModelSnapshot', 'OptimizerSnapshot', 'CondenseCallback', 'FeaturePath', 'feature_path']
+    'DenseForm', 'LearnerSnapshot', 'ModelSnapshot', 'OptimizerSnapshot', 'CondenseCallback', 'load_condensed_learner',
+    'FeaturePath', 'feature_path', 'CompressionPath', 'compression_path', 'distrib_ctx']
 
 # %% ../../nbs/learner/index.ipynb #824da365
 from fasterprune._moved import answers

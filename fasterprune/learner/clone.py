@@ -7,6 +7,7 @@ __all__ = ['learner_around', 'clone_learner']
 
 # %% ../../nbs/learner/03_clone.ipynb #9a26414c
 from copy import copy, deepcopy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -93,4 +94,8 @@ def clone_learner(
     learn:Learner # any Learner
 ) -> Learner: # its optimizer is yet to be made
     "A copy of `learn` with network, loaders and callbacks of its own."
-    return learner_around(learn, Condensed(copy_of(learn.model), InputSelector([None]), None, {}, {}, {}))
+    new = learner_around(learn, Condensed(copy_of(learn.model), InputSelector([None]), None, {}, {}, {}))
+    del new.condensed
+    c = getattr(learn, 'condensed', None) # what had been taken out of the network before
+    if isinstance(c, Condensed) and c.model is learn.model: new.condensed = replace(c, model=new.model)
+    return new

@@ -15,8 +15,9 @@ from fasttransform import Pipeline
 from fastai.basics import DataLoader, DataLoaders, GetAttr, Learner, compose
 
 from ..core.batches import as_tuple, map_tensors
+from ..core.ranks import shared_loader
 from ..condense.input_selector import InputSelector
-from ..sparsify.mask_callback import sample_of
+from ..sparsify.learners import sample_of
 from .tabular import narrow_tables
 
 # %% ../../nbs/learner/02_dataloaders.ipynb #bd669f47
@@ -38,6 +39,12 @@ class _CutLoader(GetAttr):
 
 def _cut_loader(dl, inputs):
     "A copy of `dl` over the same data; `inputs` may be `None`."
+    if shared_loader(dl) is not dl: # of one that processes share, the one inside is cut
+        new,new_inside = copy_bound(dl),_cut_loader(dl.dl, inputs)
+        new.dl,new.fake_l = new_inside,copy(dl.fake_l)
+        new.fake_l.d = new.fake_l.default = new
+        new.fake_l.dataset = new.fake_l
+        return new
     if not isinstance(dl, DataLoader): return dl if inputs is None else _CutLoader(dl, inputs)
     after,new = dl.after_batch,copy_bound(dl)
     new.rng,new.fake_l = copy(dl.rng),copy(dl.fake_l)

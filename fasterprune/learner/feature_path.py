@@ -6,26 +6,21 @@
 __all__ = ['FeaturePath', 'feature_path']
 
 # %% ../../nbs/learner/07_feature_path.ipynb #adedafd0
-import json, time
+import time
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from fastai.basics import L, Learner, delegates, no_random, set_seed
 import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
-from ..core.files import replacing
 from ..core.pages import axes
-from ..sparsify.mask_callback import sample_of
-from ..sparsify.tickets import state_of
+from ..core.schema import listed, number, record, whole
+from ..sparsify.learners import sample_of
 from ..inputs.callback import InputPruneCallback
 from ..inputs.features import table_columns
 from ..inputs.pruner import InputPruner
-from .clone import clone_learner
 from .condense import condense_learner
+from .step_folder import StepFolder, as_plain, seed_fit, working_copy
 
 # %% ../../nbs/learner/07_feature_path.ipynb #4075b7c8
 @dataclass(repr=False)
@@ -89,52 +84,12 @@ def _check_numbers(ks, n):
     if ks[-1]<1: raise ValueError(f'{ks[-1]} inputs are to be kept of {n}: ask for 1 at least')
     return ks
 
-def _about(o):
-    "Something as JSON holds it, the same in each run of the program."
-    return json.loads(json.dumps(o, default=_plain))
-
-def _plain(o):
-    if hasattr(o, 'tolist'): return o.tolist()
-    if isinstance(o, (L,range)): return list(o)
-    if isinstance(o, partial): return [o.func,o.args,o.keywords]
-    return getattr(o, '__qualname__', None) or {type(o).__name__:getattr(o, '__dict__', {})}
-
 # %% ../../nbs/learner/07_feature_path.ipynb #37e17a26
-class _Folder:
-    "Finished steps of a path; without a folder nothing is kept."
-    def __init__(self, path, settings):
-        self.path,self.settings = path and Path(path),settings
-        if self.path: self.path.mkdir(parents=True, exist_ok=True)
-
-    def _file(self, name, ext): return self.path/f'{name}.{ext}'
-
-    def load(self, name, model=None):
-        "The row called `name`, its weights in `model`; `None` if it is not there."
-        if not self.path: return
-        try:
-            found = json.loads(self._file(name, 'json').read_text(encoding='utf-8'))
-            row,settings = found['row'],found['settings']
-        except (OSError, ValueError, KeyError, TypeError): return
-        for k in sorted(settings.keys() | self.settings.keys()):
-            a,b = settings.get(k),self.settings.get(k)
-            if a!=b: raise ValueError(f'{str(self.path)!r} holds a path with {k}={_short(a)}, but this one has '
-                f'{k}={_short(b)}: take another folder, or the same settings')
-        try: state = load_file(self._file(name, 'safetensors')) if model is not None else None
-        except (OSError, SafetensorError): return
-        if state is not None: model.load_state_dict(state)
-        return row
-
-    def save(self, name, row, model=None):
-        if not self.path: return
-        if model is not None:
-            with replacing(self._file(name, 'safetensors')) as temp:
-                save_file({k:v.contiguous() for k,v in state_of(model).items()}, temp)
-        with replacing(self._file(name, 'json')) as temp:
-            temp.write_text(json.dumps(dict(settings=self.settings, row=row)), encoding='utf-8')
-
-def _short(o):
-    text = repr(o)
-    return text if len(text)<80 else text[:76]+' ...'
+_dense_row = record(dict(retrained=number(finite=False), parameters=whole(), seconds=number(0)))
+def _step_row(k, n):
+    "What a finished step of `k` of `n` inputs may say."
+    return record(dict(inputs=whole(k, k), features=listed(whole(0, n-1), k), masked=number(finite=False),
+        retrained=number(finite=False), parameters=whole(), seconds=number(0)))
 
 # %% ../../nbs/learner/07_feature_path.ipynb #077e1664
 def _measure(learn):
@@ -143,10 +98,7 @@ def _measure(learn):
 
 def _fit(learn, seed, epochs, lr, cbs=None):
     "Train with batches and dropout that depend on `seed` only."
-    learn.opt = None
-    set_seed(seed)
-    for dl in learn.dls.loaders:
-        if hasattr(dl, 'rng'): dl.rng.seed(seed)
+    seed_fit(learn, seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
 
 def _draw_anew(model):
@@ -189,7 +141,8 @@ def _step(folder, learn, k, n, how, retrain, scratch, kwargs):
     row = dict(inputs=k, features=cb.kept.tolist(), masked=_measure(learn),
         **_retrain(learn, {**how, 'epochs':retrain}, scratch))
     row['seconds'] = time.perf_counter()-start
-    folder.save(f'inputs_{k}', row, learn.model)
+    folder.write_weights(f'inputs_{k}', learn.model)
+    folder.save(f'inputs_{k}', row)
     return row
 
 # %% ../../nbs/learner/07_feature_path.ipynb #6866155b
@@ -209,17 +162,19 @@ def feature_path(
     "Train along smaller and smaller numbers of inputs, and measure what is lost."
     how = dict(seed=seed, epochs=epochs, lr=float(learn.lr if lr is None else lr))
     with no_random(seed, reproducible=False):
-        twin = clone_learner(learn)
+        twin = working_copy(learn)
         pruner,metric = _pruner(twin, kwargs),twin.metrics[0].name if twin.metrics else 'valid_loss'
         n,ks = pruner.n,_check_numbers(ks, pruner.n)
-        folder = _Folder(path, _about(dict(**how, ks=ks, retrain=retrain, scratch=scratch, metric=metric,
+        folder = StepFolder(path, as_plain(dict(**how, ks=ks, retrain=retrain, scratch=scratch, metric=metric,
             pruning=kwargs,
             batches=[len(dl) for dl in twin.dls.loaders],
             weights={k:v.shape for k,v in twin.model.state_dict().items()})))
-        whole = (folder.load('dense') or _train_dense(folder, clone_learner(learn), how)) if dense else None
+        whole = (folder.load('dense', _dense_row) or _train_dense(folder, working_copy(learn), how)) if dense else None
         rows,going_on = [],True
         for k in ks:
-            row = folder.load(f'inputs_{k}', twin.model) if going_on else None
+            name = f'inputs_{k}'
+            def _read(name=name): folder.read_weights(name, twin.model)
+            row = folder.load(name, _step_row(k, n), _read) if going_on else None
             going_on = row is not None
             rows.append(row or _step(folder, twin, k, n, {**how, 'seed':seed+k}, retrain, scratch, kwargs))
     return FeaturePath(rows, list(kwargs.get('names') or pruner.features.names or range(n)), metric, whole)

@@ -10,9 +10,10 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
            'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes',
            'Granularity', 'block', 'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups',
-           'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'get_context', 'MaskState',
-           'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros',
-           'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
+           'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'by_macs', 'UnitMacs',
+           'get_context', 'BudgetSearch', 'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of',
+           'MaskCallback', 'SparsifyCallback', 'KeepZeros', 'RegularizeCallback', 'Sensitivity', 'sensitivity',
+           'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
 from .schedule import Schedule, agp, cosine, dense_sparse_dense, get_schedule, iterative
@@ -29,11 +30,14 @@ from .granularity import n_of_m, weighted
 from .layer_filter import select_layers
 from .groups import Group, Groups, Slices
 from .units import find_groups
-from .allocation import check_sparsity, contexts, erk, get_context, globally, local
+from .allocation import by_macs, check_sparsity, contexts, erk, get_context, globally, local
+from .unit_macs import UnitMacs
 from .state import MaskState
 from .reports import find_zeros, sparsity_report
+from .budget_search import BudgetSearch
 from .sparsifier import Sparsifier
-from .mask_callback import MaskCallback, sample_of
+from .learners import sample_of
+from .mask_callback import MaskCallback
 from .keep_zeros import KeepZeros
 from .callback import SparsifyCallback
 from .regularize import RegularizeCallback
@@ -49,9 +53,9 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes',
     'Granularity', 'block',
     'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
-    'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'get_context', 'MaskState', 'Sparsifier',
-    'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros',
-    'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
+    'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'by_macs', 'UnitMacs', 'get_context', 'BudgetSearch',
+    'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback',
+    'KeepZeros', 'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #ce378500
 from fasterprune._moved import answers

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
-           'get_context', 'make_pools']
+           'by_macs', 'get_context', 'make_pools']
 
 # %% ../../nbs/sparsify/09_allocation.ipynb #714d9d7e
 import math
@@ -109,7 +109,13 @@ def erk(
     gone = np.where(whole, 0., n*(1-scale*density))
     return [([g],c/g.n) for g,c in zip(groups, add_up(gone, total, most))]
 
-contexts = {'local':local, 'global':globally, 'erk':erk}
+def by_macs(groups, sparsity, most):
+    "All units compete, by their score per multiply-accumulate."
+    return globally(groups, sparsity, most)
+
+by_macs.per_mac = .1 # how much, as `weigh` has it
+
+contexts = {'local':local, 'global':globally, 'erk':erk, 'macs':by_macs}
 
 def get_context(
     context # a name in `contexts`, or a function `(groups, sparsity, most) -> [(groups, sparsity)]`

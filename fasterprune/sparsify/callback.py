@@ -7,15 +7,19 @@ __all__ = ['layer_styles', 'tell_layers', 'SparsifyCallback']
 
 # %% ../../nbs/sparsify/21_callback.ipynb #3f8a5fcd
 from collections.abc import Callable
-import numpy as np, matplotlib.pyplot as plt
-from fastai.basics import store_attr
+from numbers import Real
+import numpy as np, matplotlib.pyplot as plt, torch
+from fastai.basics import cast, store_attr
+from torch import Tensor
 
-from ..core.batches import first_items
+from ..core.batches import first_items, map_tensors
+from ..core.checkpoints import setting_text
+from ..condense.budget import Budget
 from .allocation import get_context
-from .importance import criteria, get_criterion, large_final, needs_of
+from .importance import get_criterion, large_final, may_draw, needs_of
 from .granularity import Granularity, get_granularity
 from .layer_filter import matching, select_layers, stored_weights
-from .mask_callback import MaskCallback
+from .mask_callback import MaskCallback, max_points, thin_out
 from .schedule import one_cycle
 from .sparsifier import Sparsifier
 from .stays_dense import tell_what_stays
@@ -45,9 +49,9 @@ class SparsifyCallback(MaskCallback):
     "Zero the units that matter least while the model trains, along a schedule."
     order = MaskCallback.order+1 # behind other masks, whose zeros count
     def __init__(self,
-        sparsity,              # target: a fraction in [0,1), or a dict from layer name or glob to fraction
+        sparsity,              # target: in [0,1), a dict from layer name or glob to such, or a `Budget` of what is left
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable='global', # who competes: 'global', all; 'local', those of each layer; 'erk', or a function
+        context:str|Callable='global', # who competes: 'global', all; 'local', each layer; 'erk', 'macs', or a function
         criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
@@ -59,8 +63,10 @@ class SparsifyCallback(MaskCallback):
         round_to:int=1,        # leave a multiple of this many units in each group, or all of them
         min_units:int=1        # leave at least this many units in each group
     ):
-        super().__init__(sparsity, schedule, every, start_epoch, end_epoch)
+        super().__init__(0. if isinstance(sparsity, Budget) else sparsity, schedule, every, start_epoch, end_epoch)
+        self.sparsity = sparsity
         self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
+        self.reads_gradients,self.draws = 'gradient' in needs_of(self.criterion),may_draw(self.criterion)
         get_context(context)
         store_attr('context,layers,exclude,coupled,round_to,min_units')
 
@@ -78,13 +84,24 @@ class SparsifyCallback(MaskCallback):
         super().before_batch()
         self.sparsifier.criterion_state.watch()
 
-    def before_step(self): self.sparsifier.observe_gradients()
+    def before_step(self):
+        if self.reads_gradients: self.sparsifier.observe_gradients()
+
     def after_cancel_batch(self):
         if self.sparsifier is not None: self.sparsifier.criterion_state.unwatch()
 
     def _sparsify(self, fraction):
+        if isinstance(self.sparsity, Budget): self._see()
         if self.sparsifier.criterion_state.informed or fraction==1: super()._sparsify(fraction)
         else: self.sparsifier.apply()
+
+    def _see(self):
+        "The inputs may be narrower by now; in several processes those of the first one count."
+        s,xs = self.sparsifier,first_items(self.xb)
+        if self.ranks.n>1 and not (s.search and (s.search.costs or s.search.found)):
+            first = self.ranks.first(map_tensors(lambda x: cast(x, Tensor).detach().cpu(), xs))
+            xs = map_tensors(lambda x: x.to(next(self.model.parameters()).device), first)
+        s.sample = xs
 
     def after_fit(self):
         "Keep the zeros if the weights have been replaced, and nothing else."
@@ -106,9 +123,6 @@ class SparsifyCallback(MaskCallback):
 
     def check(self):
         "A `ValueError` if no layer has such units, or another callback zeroes them, too."
-        way = ', or take a criterion of weights and gradients, which are the same in all'
-        if 'input_norm' in needs_of(self.criterion): self.check_alone('what the layers read', way)
-        if self.criterion is criteria['random']: self.check_alone('what is drawn at random', way)
         mine = self._claims()
         for cb in self.learn.cbs:
             if cb is self or not isinstance(cb, SparsifyCallback): continue
@@ -121,6 +135,24 @@ class SparsifyCallback(MaskCallback):
         "Note what is reached, in all and by layer."
         super().record(pos)
         self.layer_history.append([g.share() for g in self.sparsifier.groups])
+        if len(self.layer_history)==max_points: thin_out(self.layer_history)
+
+    def unknown(self):
+        measured = set(needs_of(self.criterion)) & {'initial','previous','gradient','input_norm'}
+        return f'what its criterion {setting_text(self.criterion)!r} remembers' if measured else ''
+
+    def state_dict(self
+    ) -> dict|None: # `None` before the first batch of a fit and after its end
+        "The same as of any `MaskCallback`, and what is reached by layer."
+        if (state := super().state_dict()) is None: return None
+        return dict(state, layers=torch.tensor([[float(s) for s in row] for row in self.layer_history]))
+
+    def load_state_dict(self,
+        state:dict # what `state_dict` gave
+    ):
+        "Go on from there."
+        super().load_state_dict(state)
+        self.layer_history = state['layers'].tolist()
 
     def plot_sparsity(self,
         ax=None # matplotlib axes to draw on; new ones if `None`
@@ -133,7 +165,7 @@ class SparsifyCallback(MaskCallback):
         for i,(g,style) in enumerate(zip(groups, layer_styles([g.name for g in groups]))):
             ax.plot(xs, [float(h[i]) for h in self.layer_history], **style)
             if id(g) in targets: ax.plot(*self._wanted(targets[id(g)], g.start/g.n), ':', c=style['c'])
-        if not isinstance(self.sparsity, dict):
+        if isinstance(self.sparsity, Real):
             ax.plot(*self._wanted(self.sparsity, self.start), c='#bdbdbd', lw=4, zorder=0, label='schedule')
         ax.plot(*zip(*self.history), c='k', ls='--', label='all')
         ax.set(xlabel='position in the training', ylabel=f'sparsity ({self.granularity})', ylim=(-.02,1.02))

@@ -76,7 +76,16 @@ class Coupling:
         others = [_slices(p) for p in tied if p not in weights]
         joins = [why for us,why in self.graph.joins if _among(us, units)]
         shapes = [tuple(self.params[p].shape) for p in weights]
-        return Group(members+also, [_slices(p) for p in weights], others, len(units), shapes, self.kind, joins)
+        return Group(members+also, [_slices(p) for p in weights], others, len(units), shapes, self.kind, joins,
+            beyond=self.beyond(units))
+
+    def beyond(self, units):
+        "The slices of the weights at the other end of these units: those that read them, or make what is read."
+        found = [(p, d, own) for (p,d),own in self.graph.bound.items() if self.graph.role[p,d] not in (self.role,'')]
+        matrices = [(p, d, own) for p,d,own in found if p in self.params and self.params[p].ndim>1]
+        def _slices(p, d, own): return Slices(p, tuple(i for i in range(self.params[p].ndim) if i!=d), None,
+            _positions(own, units).to(self.params[p].device))
+        return [_slices(p, d, own) for p,d,own in matrices if len(own)==self.params[p].shape[d] and _among(own, units)]
 
     def across(self,
         param:str, # name of a weight

@@ -124,6 +124,7 @@ class Group:
     kind: str = ''     # 'outputs' if units make outputs of a layer, 'inputs' if they read its inputs, else ''
     reasons: list = field(default_factory=list) # why the layers are tied
     is_part: bool = False # is it one of several matrices of a layer?
+    beyond: list = field(default_factory=list, repr=False) # `Slices` of what reads the units, or makes those read here
     state: UnitState|None = None # which units are alive, if someone zeroes them
 
     @property
@@ -159,7 +160,8 @@ class Group:
             if not kept: return [] if kept is None else [s]
             there = {d:k.to(params[s.param].device) for d,k in kept.items()}
             return [s.apply_slicing(self.n, torch.empty(shape, device='meta'), there)]
-        self.weights,self.others = [[new for s in slices for new in _cut(s)] for slices in (self.weights,self.others)]
+        held = self.weights,self.others,self.beyond
+        self.weights,self.others,self.beyond = [[new for s in slices for new in _cut(s)] for slices in held]
         if self.state is None: return
         left = torch.zeros_like(self.alive)
         for s in self.weights: left[slice(None) if s.rows is None else s.rows[s.rows>=0]] = True

@@ -7,7 +7,7 @@ __all__ = ['Criterion', 'criteria', 'LayerInfo', 'mean_score', 'check_needs', 'c
            'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
            'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'weight_change_relative',
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum',
-           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'get_criterion']
+           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'may_draw', 'get_criterion']
 
 # %% ../../nbs/sparsify/02_importance.ipynb #11422c94
 from dataclasses import dataclass, fields
@@ -196,11 +196,17 @@ criteria = {f.__name__:f for f in (large_final, squared_final, small_final, rand
     updating_magnitude_increase, updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
 
 # %% ../../nbs/sparsify/02_importance.ipynb #614b4070
+def may_draw(
+    criterion # a function `(weight, context) -> score`
+) -> bool:
+    "Can it draw random numbers? `random` does, and of a criterion that is not ours nothing is known."
+    return criterion is random or criterion not in criteria.values()
+
 def get_criterion(
     criterion # a name in `criteria`, or a function `(weight, context) -> score`
 ) -> Criterion:
     "The criterion that is meant by a name or a function; a `ValueError` lists the names."
-    if callable(criterion):
+    if callable(criterion) and not isinstance(criterion, type):
         check_needs(needs_of(criterion))
         return criterion
     if isinstance(criterion, str) and criterion in criteria: return criteria[criterion]

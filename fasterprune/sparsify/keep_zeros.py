@@ -6,10 +6,13 @@
 __all__ = ['KeepZeros']
 
 # %% ../../nbs/sparsify/20_keep_zeros.ipynb #7f7c03d9
-from fastai.basics import Callback, get_model
+from fastai.basics import Callback
 
 from ..core.batches import first_items
 from ..core.optimizer_state import DenormalGuard
+from ..core.ranks import Ranks, digest, unwrapped
+from ..core.resume import as_saved, pop_saved_state
+from .learners import gradients_matter
 from .mask_callback import MaskCallback
 from .reports import find_zeros
 from .zeros import Zeros
@@ -17,9 +20,9 @@ from .zeros import Zeros
 # %% ../../nbs/sparsify/20_keep_zeros.ipynb #1ceb6194
 class KeepZeros(Callback):
     "Keep the zeros that the weights have; a tensor of nothing but zeros is free to learn."
-    order,run_valid,keeps_zeros = MaskCallback.order,False,True
+    order,run_valid,keeps_zeros,in_checkpoints,fixed = MaskCallback.order,False,True,True,()
     @property
-    def model(self): return get_model(self.learn.model) # without what wraps it to train on several GPUs
+    def model(self): return unwrapped(self.learn.model) # without what wraps it to train on several GPUs
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'gather_preds')
@@ -28,10 +31,26 @@ class KeepZeros(Callback):
     def before_batch(self):
         "Find the zeros at the first batch of a fit, which shows what belongs to dead filters."
         if self.masks is not None: return
-        try: self.masks = find_zeros(self.model, first_items(self.xb))
-        except ValueError: self.masks = find_zeros(self.model) # it can't be traced: its norms are left alone
+        if (state := pop_saved_state(self)) is not None:
+            with as_saved(self.learn): self.masks,steps = dict(state['masks']),int(state['steps'])
+        else:
+            same = {'a digest of the zeros':lambda: digest([x for m in self.masks.items() for x in m])}
+            with Ranks(self.learn.model).together('the first batch', same): self.masks,steps = self._find(),0
         self.params = {n:p for n,p in self.model.named_parameters(remove_duplicate=False) if n in self.masks}
+        self.masks = {n:self.masks[n].to(p.device) for n,p in self.params.items()}
         self.zeros,self.denormal_guard = Zeros(self.masks),DenormalGuard()
+        self.denormal_guard.steps = steps
+        self.masks_gradients = gradients_matter(self.learn)
+
+    def _find(self):
+        try: return find_zeros(self.model, first_items(self.xb))
+        except ValueError: return find_zeros(self.model) # it can't be traced: its norms are left alone
+
+    def settings(self): return {}
+    def state_dict(self
+    ) -> dict|None: # `None` before the first batch of a fit and after its end
+        "Which weights may live."
+        return None if self.masks is None else dict(masks=dict(self.masks), steps=self.denormal_guard.steps)
 
     def apply_slicing(self, cuts, inputs):
         "Follow a network that shrinks."
@@ -42,7 +61,9 @@ class KeepZeros(Callback):
                 self.masks[n] = self.masks[n].index_select(d, kept.to(p.device))
         self.zeros = Zeros(self.masks)
 
-    def after_backward(self): self.zeros.apply({n:p.grad for n,p in self.params.items()})
+    def after_backward(self):
+        if self.masks_gradients: self.zeros.apply({n:p.grad for n,p in self.params.items()})
+
     def after_step(self):
         self.zeros.apply(self.params)
         self.denormal_guard.step(self.opt)

@@ -17,7 +17,7 @@ from ..core.batches import first_items
 from ..core.models import evaluating
 from .allocation import check_sparsity, most_dead
 from .callback import layer_styles, tell_layers
-from .mask_callback import sample_of
+from .learners import sample_of
 from .importance import large_final
 from .sparsifier import Sparsifier
 from .granularity import Granularity

@@ -13,6 +13,8 @@ from fastai.basics import Callback, Recorder, store_attr
 import fastai.callback.all # noqa: F401 what it patches into `Learner`
 
 from ..core.batches import first_items
+from ..core.ranks import unwrapped
+from ..core.resume import network_at_start
 from .granularity import Granularity, get_granularity
 from .schedule import get_schedule
 from .groups import Group, remember
@@ -35,7 +37,7 @@ def unit_sizes(group, params): return _over_units(group, params, torch.ones_like
 # %% ../../nbs/sparsify/22_regularize.ipynb #ec1504b4
 class RegularizeCallback(Callback):
     "Press whole units towards zero while the model trains, by the group lasso."
-    run_valid = False
+    run_valid,in_checkpoints,fixed,pending = False,True,('granularity',),True
     order = Recorder.order+1 # behind what steps, before masks
     def __init__(self,
         strength:float=1e-3,  # the factor of the penalty, 0 or more; about 1e-3 with SGD, 0.1 with Adam
@@ -51,6 +53,9 @@ class RegularizeCallback(Callback):
         self.granularity,self.schedule = get_granularity(granularity),schedule and get_schedule(schedule)
         self.groups = ()
 
+    @property
+    def model(self): return unwrapped(self.learn.model) # without what wraps it to train on several GPUs
+
     def before_fit(self):
         self.run,self.pending = not (hasattr(self.learn, 'gather_preds') or hasattr(self.learn, 'lr_finder')),True
         if self.run: select_layers(self.model, self.granularity, self.layers, self.exclude)
@@ -58,11 +63,18 @@ class RegularizeCallback(Callback):
     def before_batch(self):
         "Find the units at the first batch, which shows the graph."
         if not self.pending: return
-        sample = first_items(self.xb)
-        found = find_groups(self.model, self.granularity, self.layers, self.exclude, self.coupled, sample)
-        (self.groups,self.left_dense),self.pending = found,False
-        self.params = dict(self.model.named_parameters(remove_duplicate=False))
-        self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]
+        with network_at_start(self):
+            found = find_groups(self.model, self.granularity, self.layers, self.exclude, self.coupled,
+                first_items(self.xb))
+            (self.groups,self.left_dense),self.pending = found,False
+            self.params = dict(self.model.named_parameters(remove_duplicate=False))
+            self.roots = [unit_sizes(g, self.params).sqrt() for g in self.groups]
+
+    def settings(self): return {k:getattr(self, k) for k in ('strength','granularity','layers','exclude','coupled')}
+    def state_dict(self
+    ) -> dict|None: # `None` before the first batch of a fit
+        "Nothing but that there are units, which are to be found in the network as it was when the fit began."
+        return None if self.pending else {}
 
     def apply_slicing(self, cuts, inputs):
         "Follow a network that shrinks."

@@ -16,6 +16,7 @@ from .criterion_state import CriterionState, RunningMean, owner_of
 from .granularity import has_numpy
 from .groups import Group
 from .selection import row_sums
+from .workspace import Workspace
 
 # %% ../../nbs/sparsify/14_scoring.ipynb #1cd7f2ae
 class UnitScorer:
@@ -23,13 +24,12 @@ class UnitScorer:
     def __init__(self,
         criterion,            # a function `(weight, context) -> score`
         params:dict,          # parameters by name
-        state:CriterionState, # what the criterion has measured
-        workspace             # a `Workspace`
+        state:CriterionState  # what the criterion has measured
     ):
-        self.criterion,self.params,self.state,self.workspace = criterion,params,state,workspace
+        self.criterion,self.params,self.state = criterion,params,state
         self.pointwise = getattr(criterion, 'pointwise', False)
-        # of a pointwise criterion
-        self.of_weights = torch.abs if criterion is large_final else partial(criterion, context=None)
+        of_weights = torch.abs if criterion is large_final else partial(criterion, context=None) # if it is pointwise
+        self.workspace = Workspace(sum(p.numel() for p in state.params.values()), of_weights)
         self.finite = {} # are the scores of a layer, where that is not waited for?
 
     def score(self,
@@ -59,7 +59,8 @@ class UnitScorer:
     def _sums(self, group, s, p, norm):
         "The sum of the scores in each unit's slices of a weight, and how many weights count."
         if self._by_rows(group, s, p):
-            sums,k = row_sums(self.of_weights, p.flatten(1), _live_columns(s, p), self.workspace)
+            alive = group.state.alive if group.state and s.rows is None else None
+            sums,k = row_sums(p.flatten(1), alive, _live_columns(s, p), self.workspace)
             counts = torch.full_like(sums, k)
             if np.isfinite(sums.numpy().sum()): return s.collect(sums, group.n),s.collect(counts, group.n)
         score = self._weight_scores(s, p, norm)
@@ -82,6 +83,8 @@ class UnitScorer:
         return self._checked(self.criterion(p, self.state.context(s.param, scale)), p, owner_of(s.param))
 
     def _checked(self, score, weight, layer):
+        if not isinstance(score, Tensor): raise ValueError(f'layer {layer!r}: the criterion gives a '
+            f'{type(score).__name__}; it has to give a tensor with a score for each weight')
         if score.shape!=weight.shape: raise ValueError(f'layer {layer!r}: the criterion gives scores '
             f'of shape {tuple(score.shape)} for weights of {tuple(weight.shape)}; it has to give one for each weight')
         finite = score.sum(dtype=torch.float32).isfinite() # much faster than looking at each

@@ -11,9 +11,12 @@ import pandas as pd, torch
 from torch import nn
 from fastcore.all import store_attr
 
-from ..core.batches import as_tuple, feed
+from ..core.batches import as_tuple, feed, first_items
 from ..core.checks import check_model
 from ..core.models import evaluating
+from ..core.ranks import Ranks, distributed_in, unwrapped
+from ..condense.budget import Budget
+from .budget_search import BudgetSearch, last_stretch
 from .allocation import dead_count, get_context, make_pools, start_count
 from .choosing import FullChoice, IncrementalChoice
 from .coupling import UngroupedUnits
@@ -24,9 +27,9 @@ from .groups import Groups, remember
 from .layer_filter import param_name, recurrent, stored_weights
 from .reports import count_units
 from .scoring import UnitScorer
-from .workspace import Workspace
 from .zeros import Zeros
 from .state import MaskState
+from .unit_macs import UnitMacs
 from .units import find_groups
 
 # %% ../../nbs/sparsify/17_sparsifier.ipynb #ec5f7059
@@ -47,7 +50,7 @@ class Sparsifier:
     def __init__(self,
         model:nn.Module,       # the model; its weights are changed by `sparsify` and `apply` only
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable='global', # who competes: 'global', 'local', 'erk', or a function
+        context:str|Callable='global', # who competes: 'global', 'local', 'erk', 'macs', or a function
         criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
@@ -56,7 +59,9 @@ class Sparsifier:
         round_to:int=1,        # leave a multiple of this many units in each group, or all of them
         min_units:int=1        # leave at least this many units in each group
     ):
+        if isinstance(model, nn.Module) and distributed_in(model) is not None: model = unwrapped(model)
         store_attr('model,context,coupled,round_to,min_units')
+        self.sample = None if sample is None else first_items(as_tuple(sample))
         check_model(model, may_be_lazy=sample is not None)
         self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
         self._check_settings()
@@ -64,13 +69,15 @@ class Sparsifier:
         self.params,needs = dict(model.named_parameters(remove_duplicate=False)),needs_of(self.criterion)
         if 'input_norm' in needs: self.groups = _measurable(self.groups, self.left_dense, model)
         self.criterion_state = CriterionState(needs, model, [s.param for g in self.groups for s in g.weights])
-        self.workspace = Workspace(sum(p.numel() for p in self.criterion_state.params.values()))
-        self.scorer = UnitScorer(self.criterion, self.params, self.criterion_state, self.workspace)
+        self.scorer = UnitScorer(self.criterion, self.params, self.criterion_state)
         self.scorer.check(self.groups)
         self.state = MaskState(self.groups, self.params, self.criterion_state)
         self.incremental = IncrementalChoice(self.scorer, self.granularity, round_to, min_units)
-        self.full = FullChoice(self.scorer, self.state, self.granularity, round_to, min_units)
+        power = getattr(get_context(context), 'per_mac', 0)
+        self.unit_macs = UnitMacs(model, self.granularity, self.groups, self.sample) if power else None
+        self.full = FullChoice(self.scorer, self.state, self.granularity, round_to, min_units, self.unit_macs, power)
         self.shared = False # does someone else zero these weights, too, so that theirs have to be counted?
+        self.search = self.whole = None # for a budget, and what the dense network costs
         self.pooled = {}    # which groups compete for what, by the sparsity that was last asked of all
         self._make_masks()
 
@@ -99,19 +106,29 @@ class Sparsifier:
         return '\n'.join([f'{self.granularity}: {dead:,} of {self.n:,} units zero', repr(self.groups), *dense])
 
     def _make_masks(self):
-        masks = {}
+        "Masks of all that belongs to a unit."
+        self.zeros = Zeros(self.masks_of(self.groups), self.scorer.workspace)
+
+    def masks_of(self, groups):
+        "Masks of what belongs to units of these groups, and of others that it is shared with."
+        names,masks = {s.param for g in groups for s in g.weights+g.others},{}
         for g in self.groups:
             for s in g.weights+g.others:
+                if s.param not in names: continue
                 live = s.spread(g.alive, self.params[s.param], True)
                 masks[s.param] = masks[s.param] & live if s.param in masks else live
-        self.zeros = Zeros(masks, self.workspace)
+        return masks
 
     @torch.no_grad()
     def apply(self,
         model:nn.Module=None # a copy of the model, such as a moving average of it; `None`: the model itself
     ):
         "Zero what belongs to dead units."
-        self.zeros.apply(self.params if model is None else dict(model.named_parameters(remove_duplicate=False)))
+        if model is None: return self.zeros.apply(self.params)
+        params = dict(model.named_parameters(remove_duplicate=False))
+        here = all(params[n].device==m.device for n,m in self.masks.items())
+        zeros = self.zeros if here else Zeros({n:m.to(params[n].device) for n,m in self.masks.items()})
+        zeros.apply(params)
 
     def apply_grad(self):
         "Zero the gradients of what belongs to dead units."
@@ -131,17 +148,34 @@ class Sparsifier:
             with evaluating(self.model): feed(self.model, as_tuple(xs[0]) if len(xs)==1 else xs)
         finally: self.criterion_state.unwatch()
 
+    def gather(self,
+        sparsity,       # what is asked for next
+        fraction:float, # how far to go to it
+        ranks:Ranks     # processes that train the same network
+    ):
+        "Let what the criterion has measured be that of all processes, if units are to be chosen by it."
+        if ranks.n==1 or 'input_norm' not in self.criterion_state.needs: return
+        asks = isinstance(sparsity, Budget) and not (self.search and self.search.found) # of places on the way
+        due = asks or self.shared or self._due(self.pools(sparsity), fraction, self.state.shrunk)[0]
+        if due: self.criterion_state.gather(ranks)
+
+    @property
+    def unit_masks(self) -> dict: # name of a group -> for each of its units, is it alive?
+        "Which units are alive, by group."
+        return {g.key:g.alive for g in self.groups}
+
     def pools(self,
         sparsity # a fraction in [0,1), or a dict from layer name or glob to fraction
     ) -> list: # pairs of groups that compete and their sparsity
         "Which groups compete for which sparsity; a `ValueError` if one would be left empty, or a name matches none."
+        if isinstance(sparsity, Budget): sparsity = 1e-9 # who competes does not depend on it
         key = sparsity if isinstance(sparsity, float) and not callable(self.context) else None
         if key is None or key not in self.pooled:
             self.pooled = {key:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
         return self.pooled[key]
 
     def sparsify(self,
-        sparsity,         # a fraction in [0,1), or a dict by layer name or glob; of several that match, the last counts
+        sparsity,         # in [0,1), a dict by layer name or glob, the last that matches counts, or a `Budget`
         fraction:float=1. # how far to go from the sparsity that the model came with to `sparsity`
     ):
         "Mask exactly the share `sparsity` of units; what is let go stays 0 until trained. An error changes nothing."
@@ -151,10 +185,11 @@ class Sparsifier:
     @torch.no_grad()
     def update(self, sparsity, fraction=1.):
         "The same, for each step of a training: what few weights die is found in the pass that zeroes what is dead."
+        if lasting := isinstance(sparsity, Budget): sparsity,fraction = self._within(sparsity, fraction),1.
         pools = self.pools(sparsity)
         if self.shared: self.state.recount(self.params) # as `apply` was called after the step, for others to see
         incremental,full = [],[]
-        due,counts = self._due(pools, fraction)
+        due,counts = self._due(pools, fraction, lasting or self.state.shrunk)
         for groups,k,dead in due:
             found = None if self.shared else self.incremental.find(groups, k-dead)
             if found: incremental.append((groups, found))
@@ -166,27 +201,38 @@ class Sparsifier:
         self._mask(incremental, chosen)
         self.state.counts = counts
 
-    def _due(self, pools, fraction):
+    def _within(self, budget, fraction):
+        "The sparsity at which costs have come so far to a budget; near its end, what has to die for it does."
+        if self.search is None or self.search.budget!=budget: self.search = BudgetSearch(self, budget)
+        if fraction<last_stretch: return self.search.sparsity_at(fraction)
+        if not self.search.found:
+            for g,dead in zip(self.groups, self.search.find()): g.state.set(~dead)
+            self.state.counts = {}
+            self._make_masks()
+        return 0. # no more
+
+    def _due(self, pools, fraction, lasting):
         "Groups whose number of dead units changes, with the number to be and the number now; all numbers to be."
         due,counts = [],{}
         for groups,s in pools:
             dead = self.state.dead(groups)
             k = dead_count(sum(g.n for g in groups), sum(g.start for g in groups), s, fraction)
-            if self.state.shrunk: k = max(k, dead) # what is gone does not come back
+            if lasting: k = max(k, dead) # what is gone does not come back
             if self.round_to==1: counts[self.state.key(groups)] = k
             if k!=dead or (self.round_to>1 and k): due.append((groups, k, dead))
         return due,counts
 
     def _mask(self, incremental, chosen):
         "Mask units: some more of a group, or exactly those that are chosen of it."
-        for groups,(search,found) in incremental:
-            for g,n in zip(groups, search.kill(found)): g.state.counted = g.dead+n # the masks are the same memory
+        for groups,found in incremental:
+            for g,n in zip(groups, found.kill()): g.state.counted = g.dead+n # the masks are the same memory
         for g,dead,fewer in chosen:
             if fewer or self.round_to>1 or self.min_units>1: g.state.regrew |= bool((dead < ~g.alive).any())
             g.state.set(~dead)
-        if chosen or self.shared:
+        if self.shared:
             self._make_masks()
             self.apply()
+        elif chosen: self.zeros.update(self.masks_of([g for g,*_ in chosen]), self.params)
         if incremental: self.zeros.whole.clear() # masks in another order, which have not changed with these
         if incremental or chosen: self.criterion_state.refresh()
 
@@ -199,11 +245,12 @@ class Sparsifier:
         "Follow a network that shrinks: what is gone counts as zero."
         for units in self._ungrouped(): units.apply_slicing(cuts)
         self.state.apply_slicing(self.params, cuts)
+        if self.search: self.search.costs = None # another network
         self._make_masks()
 
     def remember(self):
         "A function that puts back what `apply_slicing` changes, once the network is as wide as it was."
-        units,state = remember([*self.groups, *self._ungrouped()]),self.state.state_dict(with_random=False)
+        units,state = remember([*self.groups, *self._ungrouped()]),self.state_dict(with_random=False)
         scored = {k:dict(getattr(self.criterion_state, k)) for k in ('params','layers')}
         def _back():
             units()
@@ -211,16 +258,22 @@ class Sparsifier:
             self.load_state_dict(state)
         return _back
 
-    def state_dict(self
+    def state_dict(self,
+        with_random:bool=True # the state of torch's random generators, too?
     ) -> dict: # of tensors and numbers
         "All that decides which units go next, to be saved with the weights."
-        return self.state.state_dict()
+        found = self.search and self.search.state_dict()
+        uses = self.unit_macs and self.unit_macs.uses
+        return dict(self.state.state_dict(with_random), whole=self.whole, search=found, uses=uses)
 
     def load_state_dict(self,
         state:dict # what `state_dict` gave
     ):
         "Go on from there, with a model of the same weights."
         self.state.load_state_dict(state)
+        self.whole,found = state.get('whole'),state.get('search')
+        if self.unit_macs: self.unit_macs.uses = state.get('uses') or self.unit_macs.uses
+        self.search = found and BudgetSearch(self, Budget(**found['budget']), found)
         self._make_masks()
 
     def resume(self,

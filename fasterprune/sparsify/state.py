@@ -84,9 +84,10 @@ class MaskState:
                 f'here are {sum(g.n for g in self.groups)} in {", ".join(g.key for g in self.groups)}: '
                 'make the Sparsifier with the same network, granularity and layers')
         for g,u in zip(self.groups, units.values()):
-            g.state = UnitState(u['alive'].to(g.alive.device, copy=True), u['start'], u['regrew'], u['dead'])
+            alive = u['alive'].to(g.alive.device, torch.bool, copy=True)
+            g.state = UnitState(alive, u['start'], u['regrew'], u['dead'])
         self.asked,self.counts,self.shrunk = dict(state['asked']),dict(state['counts']),state['shrunk']
-        self.criterion_state.load_state_dict(state['criterion'])
+        self.criterion_state.load_state_dict(state['criterion'], {g.key:g.n for g in self.groups})
         random = state.get('random', {})
         if 'cpu' in random: torch.set_rng_state(random['cpu'].cpu())
         for d in self.devices:

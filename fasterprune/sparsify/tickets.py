@@ -6,21 +6,19 @@
 __all__ = ['Ticket', 'load_ticket', 'state_of', 'find_ticket']
 
 # %% ../../nbs/sparsify/24_tickets.ipynb #b33ae0f7
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd, fasterprune
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import pandas as pd, torch, fasterprune
 from torch import nn
 from fastai.basics import Callback, Learner
 
 from ..core.batches import first_items
-from ..core.files import check_writable, replacing
+from ..core.schema import anything, listed, named, number, record, text, whole
+from ..core.tensor_files import damaged, read_tensors, write_tensors
 from .keep_zeros import KeepZeros
-from .mask_callback import sample_of
+from .learners import sample_of
 from .importance import large_final, needs_of
 from .sparsifier import Sparsifier
 
@@ -47,6 +45,12 @@ class Ticket:
         for n,w in self.weights.items():
             if w.shape!=own[n].shape: raise ValueError(f'{n!r} is {tuple(own[n].shape)} in the model '
                 f'and {tuple(w.shape)} in the ticket: {_rebuild}')
+            if w.is_floating_point()!=own[n].is_floating_point():
+                raise ValueError(f'{n!r} is {own[n].dtype} in the model and {w.dtype} in the ticket: {_rebuild}')
+        params = {n for n,_ in model.named_parameters()}
+        for n,w in self.weights.items(): # a buffer may hold infinities, if it does in the model
+            if not torch.isfinite(w).all() and (n in params or torch.isfinite(own[n]).all()):
+                raise ValueError(f'{n!r} of the ticket holds NaN or infinity: find it again')
         model.load_state_dict(self.weights)
         return model
 
@@ -54,28 +58,28 @@ class Ticket:
         path # of the file to write; by custom it ends in .safetensors
     ) -> Path: # the path
         "Save the ticket; an existing file is replaced only when the new one is complete."
-        path = check_writable(path)
         about = dict(format=_format, version=fasterprune.__version__, sparsity=self.sparsity, epoch=self.epoch,
             rounds=self.rounds.to_dict('records'))
-        weights = {k:v.clone().contiguous() for k,v in self.weights.items()}
-        with replacing(path) as temp: save_file(weights, temp, {'fasterprune_ticket':json.dumps(about)})
-        return path
+        return write_tensors(path, {k:v.cpu().clone().contiguous() for k,v in self.weights.items()}, _key, about)
 
-_format = 1
+_format,_key = 1,'fasterprune_ticket'
+_about = record(dict(format=whole(1, _format), version=text(100), sparsity=number(0, 1), epoch=whole(),
+    rounds=listed(named(number(finite=False)))), dict(tensors=anything, digest=text(100)))
 
 # %% ../../nbs/sparsify/24_tickets.ipynb #5bbe7487
 def load_ticket(
     path # of a file that `Ticket.save` wrote
 ) -> Ticket:
-    "Load a ticket; a `ValueError` if the file is no ticket."
-    try:
-        with safe_open(path, 'pt') as f:
-            about,weights = (f.metadata() or {}).get('fasterprune_ticket'),{k:f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{str(path)!r} cannot be read as safetensors: {e}') from e
+    "Load a ticket; a `ValueError` if the file is no ticket, or damaged."
+    weights,about = read_tensors(path, _key, 'a ticket')
     if about is None: raise ValueError(f'{str(path)!r} holds no ticket: it was not written by Ticket.save')
-    about = json.loads(about)
-    if about['format']>_format: raise ValueError(f"{str(path)!r} has format {about['format']}, and this is "
-        f'fasterprune {fasterprune.__version__}, which knows {_format}: upgrade fasterprune')
+    if type(v := about.get('format')) is int and v>_format: raise ValueError(f'{str(path)!r} has format {v}, and this '
+        f'is fasterprune {fasterprune.__version__}, which knows {_format}: upgrade fasterprune')
+    try:
+        _about(about, 'what is said of it')
+        old = about['version'].startswith(('0.0.','0.1.'))
+        if not old and 'digest' not in about: raise ValueError('its digest is missing')
+    except ValueError as e: raise damaged(path, e, 'a ticket') from e
     return Ticket(weights, about['sparsity'], about['epoch'], pd.DataFrame(about['rounds']))
 
 # %% ../../nbs/sparsify/24_tickets.ipynb #3ed4afbb

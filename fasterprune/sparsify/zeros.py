@@ -8,8 +8,9 @@ __all__ = ['Zeros']
 # %% ../../nbs/sparsify/11_zeros.ipynb #b885a3ec
 import numpy as np, torch
 
+from ..core.threads import on_threads, shares
 from .granularity import has_numpy
-from .workspace import Workspace
+from .workspace import Workspace, bits
 
 # %% ../../nbs/sparsify/11_zeros.ipynb #5b827e0c
 def _array(t):
@@ -24,27 +25,75 @@ def _dead_rows(mask):
     if mask.device.type!='cpu' or mask.ndim<2 or len(dims)!=1: return None
     return dims[0],np.flatnonzero(~mask.numpy().ravel())
 
+def _in_order(a, m):
+    "Both flat, as they lie in memory; `None` if their elements do not lie side by side, or in another order."
+    if not a.flags.c_contiguous and a.ndim==m.ndim:
+        order = sorted(range(a.ndim), key=lambda d: -a.strides[d])
+        a,m = a.transpose(order),m.transpose(order)
+    in_order = a.shape==m.shape and a.flags.c_contiguous and m.flags.c_contiguous
+    return (a.reshape(-1),m.reshape(-1)) if in_order else None
+
 class Zeros:
     "Multiplies tensors by masks, in place."
     def __init__(self,
         masks:dict,    # for each tensor, by name, a boolean mask that broadcasts with it
         workspace=None # a `Workspace`; `None`: a new one
     ):
-        self.masks,self.rows,self.whole = masks,{n:_dead_rows(m) for n,m in masks.items()},{}
+        self.masks,self.rows,self.whole = {},{},{}
         self.workspace = workspace or Workspace(sum(m.numel() for m in masks.values()))
+        self.update(masks)
+
+    def update(self,
+        masks:dict,       # for some tensors, by name, new masks
+        tensors:dict=None # by name; what the new masks exclude is zeroed
+    ):
+        "Take over new masks."
+        before = {n:self.rows.get(n) for n in masks}
+        self.masks.update(masks)
+        self.rows.update({n:_dead_rows(m) for n,m in masks.items()})
+        self.whole = {k:m for k,m in self.whole.items() if k[0] not in masks}
+        if tensors: self._apply({n:tensors[n] for n in masks if n in tensors}, before)
 
     def apply(self,
         tensors:dict # by name; those that have no mask are left alone, and so is what is `None`
     ):
         "Zero what the masks exclude."
-        others = []
+        self._apply(tensors, {})
+
+    def _apply(self, tensors, before):
+        "The same, but for rows that have been dead before."
+        flat,rows,others = [],[],[]
         for n,m in self.masks.items():
             if (t := tensors.get(n)) is None: continue
             if (a := _array(t)) is None: others.append((t,m))
-            elif self.rows[n] is None or m.shape==t.shape: self.workspace.multiply(a, self._whole(n, t))
-            elif len(dead := self.rows[n][1]): a[(slice(None),)*self.rows[n][0] + (dead,)] = 0
+            elif m.ndim==1 and m.shape==t.shape and t.is_contiguous(): flat.append((a, m.numpy()))
+            elif self.rows[n] is None or m.shape==t.shape: self._add(flat, a, self._whole(n, t))
+            else: self._add_rows(rows, a, *self.rows[n], before.get(n))
+        self._zero(flat, rows)
         with torch.no_grad():
             if others: self._multiply(*map(list, zip(*others)))
+
+    def _add(self, flat, a, m):
+        if pair := _in_order(a, m): flat.append(pair)
+        else: np.multiply(bits(a), m, out=bits(a))
+
+    def _add_rows(self, rows, a, dim, dead, before):
+        if before and before[0]==dim: dead = np.setdiff1d(dead, before[1], assume_unique=True)
+        if dim==0 and a.flags.c_contiguous: rows.append((a.reshape(len(a), -1), dead))
+        else: a[(slice(None),)*dim + (dead,)] = 0
+
+    def _zero(self, flat, rows):
+        "All on all threads: a share of the elements, and of the rows."
+        todo = shares([len(a) for a,_ in flat] + [len(dead)*a.shape[1] for a,dead in rows])
+        def _share(i, thread):
+            for k,start,stop in todo[i]:
+                if k<len(flat):
+                    a,m = flat[k]
+                    self.workspace.loops(a, thread).multiply_loop(a[start:stop], m[start:stop])
+                else:
+                    a,dead = rows[k-len(flat)]
+                    self.workspace.loops(a, thread).clear_loop(a, dead[start//a.shape[1]:stop//a.shape[1]])
+        on_threads(_share, len(todo))
 
     def _multiply(self, tensors, masks):
         torch._foreach_mul_(tensors, masks)

@@ -12,11 +12,13 @@ from fastai.basics import store_true
 
 from ..core.files import check_writable
 from ..core.pages import write_page
+from .circumstances import caveats
 from .datasets import datasets, get_images
 from .features import study_features
 from .one_cycle import study_one_cycle
 from .pretraining import study_pretraining
-from .study import Results, Study, run_study
+from .schedule_ends import study_ends
+from .study import Results, Study, missing_runs, run_study
 from .training import get_scale, scales, study_data
 
 # %% ../../nbs/studies/08_command.ipynb #994ca787
@@ -26,7 +28,7 @@ from dataclasses import replace
 from fastcore.script import call_parse
 
 # %% ../../nbs/studies/08_command.ipynb #57e4e4a4
-studies = {s.name:s for s in (study_one_cycle,study_features,study_pretraining)}
+studies = {s.name:s for s in (study_one_cycle,study_ends,study_features,study_pretraining)}
 
 def get_study(
     name:str # one of `studies`
@@ -41,6 +43,11 @@ def _with_data(cells, names):
     others = [n for n in names if n in datasets and n not in {c['data'] for c in cells}]
     return cells + [{**c, 'data':n} for n in others for c in cells if c['data']==first[c['network']]]
 
+def _is_named(cell, usual, wanted):
+    "Is a cell asked for by a value that no usual one has?"
+    return any(str(cell.get(k)) in v.split(',') and str(cell[k]) not in {str(c[k]) for c in usual}
+        for k,v in wanted.items() if v)
+
 def restrict(
     study:Study,
     scale:str,
@@ -48,6 +55,7 @@ def restrict(
 ) -> Study:
     "The same study with part of its runs, or with another data set; a `ValueError` if there are no such runs."
     cells = _with_data(study.cells(scale), wanted.get('data', '').split(','))
+    cells += [c for c in study.more(scale) if _is_named(c, cells, wanted)]
     for setting,values in wanted.items():
         if not values: continue
         if setting not in cells[0]:
@@ -79,8 +87,10 @@ def smoke(
     "Do one run of each kind, in two epochs of three batches."
     firsts = {tuple(c.get(k) for k in ('network','data','source','granularity','way','start')):c
         for c in reversed(study.cells(scale))}
-    cells = [{**c, 'epochs':2} for c in firsts.values()]
-    with _few_images(scale): return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1, bar=bar)
+    with _few_images(scale):
+        few = {'images':scales[scale].n_train} if 'images' in study.cells(scale)[0] else {}
+        cells = [{**c, 'epochs':2, **few} for c in firsts.values()]
+        return run_study(replace(study, cells=lambda scale: cells), out, scale, seeds=1, bar=bar)
 
 # %% ../../nbs/studies/08_command.ipynb #ac509668
 def _setting(text):
@@ -105,12 +115,12 @@ def report_study(
     df = results.to_frame()
     df = df[df.scale==scale]
     if not len(df): raise ValueError(f'there are no runs of {study.name} at scale {scale} in {out}: run it first')
-    done = {results.key(r) for r in results.rows()}
-    missing = sum(results.key(s) not in done for s in study.settings(scale, df.seed.max()+1))
+    missing = len(missing_runs(study, out, scale, df.seed.max()+1))
     lead = (f'{len(df)} of {len(df)+missing} runs, {df.seed.max()+1} seeds, at the scale of a {scale.upper()}; '
         f'{df.seconds.sum()/3600:.1f} hours of computing.')
-    foot = ', '.join(f'{c} {"; ".join(sorted(set(map(str, df[c]))))}'
-        for c in ('fasterprune','torch','fastai','python','machine'))
+    foot = ', '.join(f'{c} {"; ".join(sorted(set(map(str, df[c].dropna()))))}'
+        for c in ('fasterprune','torch','fastai','python','machine','cpu','commit') if df[c].notna().any())
+    foot = ' '.join(filter(None, [f'{foot}.', caveats(df).replace('*', '')]))
     return write_page(Path(out)/f'{study.name}.html', f'fasterprune: {study.doc}', lead, study.report(df), foot)
 
 # %% ../../nbs/studies/08_command.ipynb #9c999577
@@ -120,17 +130,33 @@ def _smoke(s, scale):
         df = smoke(s, scale, out, bar=sys.stdout.isatty()).to_frame()
     print(df[[c for c in df if c!='kept' and (df[c].nunique()>1 or c in s.measured)]].to_string(index=False))
 
+
+def _said(
+    runs,       # settings of runs that are not done
+    most:int=12 # so many lines
+) -> str:
+    "What is missing, a line for each cell, with its seeds."
+    seeds = {}
+    for r in runs:
+        cell = ' '.join(str(v) for k,v in r.items() if k not in ('scale','seed') and v not in ('',0.))
+        seeds.setdefault(cell, []).append(str(r['seed']))
+    lines = [f'  {cell}: seed{"s"*(len(s)>1)} {", ".join(s)}' for cell,s in seeds.items()]
+    more = [f'  and {len(lines)-most} more cells']*(len(lines)>most)
+    return '\n'.join([f'{len(runs)} runs are missing; the same command does them:', *lines[:most], *more])
+
 # %% ../../nbs/studies/08_command.ipynb #524e70a8
 @call_parse
 def study(
-    name:str,               # of the study: one_cycle, induced_features or pretraining
+    name:str,               # of the study: one_cycle, schedule_ends, induced_features or pretraining
     data:str='',            # only with these data sets, separated by commas; also others than the study has by itself
     network:str='',         # only with these networks, separated by commas
+    source:str='',          # of the study of pre-training: halves or imagenet
     only:str='',            # only with these values of any other setting, such as sparsity=0.8,0.9
     scale:str='cpu',        # how large: cpu or gpu
     seeds:int=3,            # so many runs of the same settings
     shard:str='1/1',        # which part of how many
     jobs:int=0,             # so many runs at a time; 0: as many as there are cores, on a GPU one
+    minutes:float=None,     # begin no run that would not be done by then
     out:str='results',      # folder of the results
     report:store_true=False,# write a page about what is finished instead of running
     merge:store_true=False, # make one file of those of all shards instead of running
@@ -143,13 +169,15 @@ def study(
         get_scale(scale)
         if report: return print(f'Report: {report_study(s, check_writable(Path(out)/f"{name}.html").parent, scale)}')
         if merge: return s.results(out).merge()
-        s = restrict(s, scale, data=data, network=network, **_setting(only))
+        s = restrict(s, scale, data=data, network=network, **({'source':source} if source else {}),
+            **_setting(only))
         for d in sorted({c['data'] for c in s.cells(scale)}): get_images(d) # says before anything runs what is missing
         s.check(s.cells(scale))
         if smoke: return _smoke(s, scale)
         jobs = jobs or (1 if scale=='gpu' else os.cpu_count())
-        runs = run_study(s, out, scale, seeds, part, jobs, bar=sys.stdout.isatty()) # a log has whole lines only
+        runs = run_study(s, out, scale, seeds, part, jobs, sys.stdout.isatty(), minutes) # a log has whole lines only
     except ValueError as e: sys.exit(f'fasterprune-study: {e}')
     except KeyboardInterrupt:
         sys.exit(f'\nfasterprune-study: stopped; the same command goes on. What is finished is in {out}')
     print(f'{len(runs.rows())} runs are in {runs.path if part[1]==1 else out}; --report makes tables and plots of them')
+    if minutes is not None and (missing := missing_runs(s, out, scale, seeds)): print(_said(missing))

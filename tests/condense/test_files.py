@@ -15,6 +15,23 @@ def saved(tmp_path, net, x):
     c = Condenser(net, x).condense()
     return c,c.save(tmp_path/'small.safetensors')
 
+class Split(nn.Module):
+    "Parts of a convolution, by sizes that are an attribute."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.sizes = nn.Conv2d(3, 8, 1),nn.Conv2d(8, 2, 1),(2, 6)
+    def forward(self, x):
+        y,z = torch.split(self.a(x), self.sizes, 1)
+        return self.b(torch.cat([y, z.relu()], 1))
+
+def test_a_part_of_a_split_of_which_nothing_is_left(tmp_path):
+    net,x = Split().eval(),torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        for p in net.a.parameters(): p[[0, 1, 4]] = 0
+    c,path = saved(tmp_path, net, x)
+    back = load_condensed(path, Split().eval())
+    assert back.model.sizes==(0, 5) and torch.equal(back.model(x), c.model(x))
+
 @pytest.mark.parametrize('kind', ['pixels', 'channels', 'none'])
 def test_file_gives_back_network_inputs_and_report(tmp_path, kind):
     x = torch.randn(3, 3, 4, 4)

@@ -310,6 +310,7 @@ def why(graph, dead, plan, spared, round_to):
             ('removing units of this layer changed the output', any(u in us.tolist() for _,us in spared)),
             *((r, u in us.tolist()) for us,r in graph.borders),
             *((r, bool(graph.needed[u]) and u in us.tolist()) for us,r in graph.lost),
+            *((f'tied to a unit that is needed, of {r.layer!r}', bool(graph.needed[u]) and u in r.rows[r.connectivity.any(1)].tolist()) for r in graph.reads),
             ('tied to a unit that is needed', bool(graph.needed[u])),
             ('may not be removed', True)]
         reason = next(r for r,holds in cases if holds)

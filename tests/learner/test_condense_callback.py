@@ -25,7 +25,7 @@ def test_channels(make):
     g = 'feature' if make is mlp else 'channel'
     both(make, lambda: filters(.5, g, 'global', layers=None))
 
-@pytest.mark.parametrize('context', ['global', 'erk'])
+@pytest.mark.parametrize('context', ['global', 'erk', 'macs'])
 @pytest.mark.parametrize('make', [residual, slow(dense)])
 def test_contexts(make, context): both(make, lambda: filters(.5, context=context))
 

@@ -50,11 +50,15 @@ def test_model_that_cannot_be_captured():
     assert len(said)==1 and 'depends on the values' in said[0] and torch.equal(preds(a), preds(b)) and widths(a.model)==widths(b.model)
 
 def test_distributed(tmp_path):
+    "It shrinks in its wrapper; where that cannot lay out its gradients anew it stays wide, and says so."
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         def wrap(learn): learn.model = nn.parallel.DistributedDataParallel(learn.model)
-        (a,_),(b,said) = train_both(cnn, lambda: filters(.5, coupled=False), setup=wrap)
-        assert len(said)==1 and 'DistributedDataParallel' in said[0] and torch.equal(preds(a), preds(b)) and widths(a.model)==widths(b.model)
+        (a,_),(b,said) = train_both(cnn, lambda: filters(.5, coupled=True), setup=wrap)
+        assert not said and widths(b.model) < widths(a.model) and far(preds(a), preds(b)) <= 1e-9
+        def apart(learn): learn.model = nn.parallel.DistributedDataParallel(learn.model, process_group=torch.distributed.new_group([0]))
+        (a,_),(b,said) = train_both(cnn, lambda: filters(.5, coupled=False), setup=apart)
+        assert len(said)==1 and 'process group of its own' in said[0] and torch.equal(preds(a), preds(b)) and widths(a.model)==widths(b.model)
     finally: torch.distributed.destroy_process_group()
 
 def test_what_comes_back_is_an_error():

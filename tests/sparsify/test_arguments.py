@@ -143,7 +143,7 @@ def test_two_kinds_of_units_in_one_fit():
 
 def alive_counts(net): return [len(m.weight)-dead(m) for m in layers(net)][:-1]
 
-@pytest.mark.parametrize('context', ['local','global','erk'])
+@pytest.mark.parametrize('context', ['local','global','erk','macs'])
 @pytest.mark.parametrize('round_to,min_units', [(4,1), (8,1), (4,6), (1,5), (3,4), (16,1)])
 def test_round_to_and_min_units(context, round_to, min_units):
     "What stays is a multiple of `round_to`, or all; not less than `min_units`; near what was asked; and what was dead stays dead."

@@ -1,19 +1,10 @@
 "A fit that leaves fewer zeros than were asked for says so once, with the remedy."
-import warnings
 from functools import partial
 import pytest
 from fastai.basics import Callback, CancelFitException, params, set_seed
 from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
 from fasterprune.all import *
-from fasterprune.core.warnings import FasterpruneWarning
-from support.sparsity import cnn, dead, fit, learner, n_mlp, total
-
-def told(f):
-    "What fasterprune says while `f` runs."
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always')
-        f()
-    return [str(w.message) for w in said if issubclass(w.category, FasterpruneWarning)]
+from support.sparsity import cnn, dead, fit, learner, n_mlp, told, total
 
 class Losses(Callback):
     "Validation losses as they are wanted."

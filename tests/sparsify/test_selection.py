@@ -5,11 +5,14 @@ import pytest, torch
 from fastai.basics import *
 from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.sparsify import choosing, granularity, scoring, workspace, zeros
-from fasterprune.sparsify.selection import LowestAlive, row_sums
+from fasterprune.sparsify.learners import gradients_matter
+from fasterprune.sparsify.selection import Candidates, LowestAlive, row_sums
 from fasterprune.sparsify.workspace import Workspace, piece, worth_compiling
 from fasterprune.sparsify.zeros import Zeros
 from fasterprune.all import *
 from fasterprune.core.optimizer_state import DenormalGuard
+from fastai.callback.training import GradientClip
+from fastai.optimizer import Lamb, QHAdam, RAdam, RMSProp, ranger
 
 for name in [n for n in globals() if n.startswith('test')]: del globals()[name] # fastai's own helpers are no tests
 
@@ -28,6 +31,8 @@ def learner(model=mlp, n=192, bs=32, dtype=torch.float32, **kwargs):
 def fit(learn, n, *cbs, lr=1e-2):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(n, lr, cbs=list(cbs))
     return learn
+
+def not_installed(): "Numba is not there."
 
 class Watch(Callback):
     "The masks after each batch."
@@ -65,7 +70,12 @@ def test_one_pass_finds_what_all_scores_find(model, way, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert cb.sparsifier.reached==pytest.approx(cb.sparsifier.sparsity(), abs=1e-12) or 'dense' in way.get('schedule', '')
 
-def chosen(search, found): return [at[values<=search.threshold] for *_,at,values in found]
+def chosen(found, n_tensors=1):
+    "For each tensor the places of the lowest scores that have been found."
+    at = [[] for _ in range(n_tensors)]
+    for share,(ends,places,values) in zip(found.shares, found.found):
+        for (t,start,_),i,j in zip(share, ends, ends[1:]): at[t].append(start + places[i:j][values[i:j]<=found.threshold])
+    return [np.concatenate(a) if a else np.empty(0, int) for a in at]
 
 def test_the_bound_may_be_wrong():
     "Weights that the sample misses altogether: the smallest are where it does not look."
@@ -76,24 +86,25 @@ def test_the_bound_may_be_wrong():
     w[hidden.nonzero()[:4000,0]] *= 1e-3
     alive = torch.ones(n, dtype=torch.bool)
     for k in (1,3999,4000,4001,n//2,n-1,n):
-        search = LowestAlive(torch.abs)
-        at, = chosen(search, search.find([w], [alive], k))
+        found = LowestAlive().find([w], [alive], k)
+        at, = chosen(found)
+        assert len(at)==k and found.leaves([k]) and not found.leaves([k-1])
         assert np.array_equal(at, w.argsort(stable=True)[:k].sort().values)
 
-def test_where_the_last_ones_were_may_mislead():
+def test_where_the_last_ones_were_may_mislead(monkeypatch):
     "A search is exact whatever has become of the weights since it last looked: larger, smaller, drifted, or all the same."
     g = torch.Generator().manual_seed(0)
     w,alive = torch.randn(40_000, generator=g),torch.ones(40_000, dtype=torch.bool)
-    search,bounds = LowestAlive(torch.abs),[]
-    look = search._close
-    search._close = lambda *args: (bounds.append(args[2]), look(*args))[1]
+    search,bounds = LowestAlive(),[]
+    look = Candidates.look
+    monkeypatch.setattr(Candidates, 'look', lambda self, bound, room: (bounds.append(bound), look(self, bound, room))[1])
     def _drift(w): return w+.01*torch.randn(w.shape, generator=g)
     changes = [lambda w: w]*6 + [lambda w: 100*w, lambda w: w/100, _drift, torch.sign, lambda w: w*torch.rand(w.shape, generator=g)]
     for k in (1, 50, 3000):
         for i,change in enumerate(changes):
             w = change(w)
             n = len(bounds)
-            at, = chosen(search, search.find([w], [alive], k))
+            at, = chosen(search.find([w], [alive], k))
             scores = torch.where(alive, w.abs(), torch.inf)
             assert np.array_equal(at, scores.argsort(stable=True)[:k].sort().values), (k, i)
             if 0<i<6: assert len(bounds)==n+1 # nothing has moved: one pass
@@ -104,7 +115,7 @@ def test_where_the_last_ones_were_may_mislead():
 def test_loops(loops, monkeypatch):
     "Large tensors, half of them dead and not yet zeroed: as sorting finds them, ties and few candidates' room included, and what is not finite."
     if loops=='compiled': pytest.importorskip('numba', reason='Numba is not installed')
-    else: monkeypatch.setattr(workspace, 'compiled', dict)
+    else: monkeypatch.setattr(workspace, 'compiled', not_installed)
     assert bool(workspace.compiled())==(loops=='compiled')
     g = torch.Generator().manual_seed(0)
     sizes = worth_compiling+77,1000,3*worth_compiling
@@ -113,20 +124,20 @@ def test_loops(loops, monkeypatch):
     alive = [torch.rand(n, generator=g)>.5 for n in sizes]
     for k in (1, 500, 100_000, int(sum(a.sum() for a in alive))):
         ts = [t.clone() for t in full]
-        search,masks = LowestAlive(torch.abs, Workspace(sum(sizes))),[a.clone() for a in alive]
-        found = search.find(ts, masks, k)
+        masks = [a.clone() for a in alive]
+        found = LowestAlive(Workspace(sum(sizes))).find(ts, masks, k)
         assert all(torch.equal(t, f*a) for t,f,a in zip(ts, full, alive))
         scores = torch.cat([torch.where(a, f.abs(), torch.inf) for f,a in zip(full, alive)])
-        at = np.concatenate([p+o for p,o in zip(chosen(search, found), (0, sizes[0], sizes[0]+sizes[1]))])
+        at = np.concatenate([p+o for p,o in zip(chosen(found, 3), (0, sizes[0], sizes[0]+sizes[1]))])
         assert np.array_equal(at, scores.argsort(stable=True)[:k].sort().values)
-        counts = search.kill(found)
+        counts = found.kill()
         assert sum(counts)==k and counts==[int((a&~m).sum()) for a,m in zip(alive, masks)]
         assert np.array_equal(torch.cat([a&~m for a,m in zip(alive, masks)]).nonzero()[:,0], at)
         assert all(torch.equal(t, f*m) for t,f,m in zip(ts, full, masks))
     for bad in (torch.nan, torch.inf, -torch.inf):
         ts = [t.clone() for t in full]
         ts[2][alive[2].nonzero()[5]] = bad
-        assert LowestAlive(torch.abs, Workspace(sum(sizes))).find(ts, alive, 500) is None
+        assert LowestAlive(Workspace(sum(sizes))).find(ts, alive, 500) is None
     t,m = torch.randn(512, 300, generator=g),torch.rand(512, 300, generator=g)>.5
     wanted = t*m
     Zeros({'t':m}).apply({'t':t})
@@ -136,7 +147,7 @@ def test_loops(loops, monkeypatch):
 def test_a_fit_is_the_same_with_and_without_numba(way, monkeypatch):
     pytest.importorskip('numba', reason='Numba is not installed')
     ends = []
-    for loops in (workspace.compiled, dict):
+    for loops in (workspace.compiled, not_installed):
         monkeypatch.setattr(workspace, 'compiled', loops)
         learn = learner(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2100), nn.ReLU(), nn.Linear(2100, 10)))
         fit(learn, 2, SparsifyCallback(**way))
@@ -150,11 +161,11 @@ def test_rows_with_and_without_numba():
     for shape in ((300, 700), (64, 27), (1, 5), (5, 1)):
         t = torch.randn(shape, generator=g)
         t[::3],t[:,1::4] = 0,0
-        for counts in (None, torch.rand(shape[1], generator=g)>.5):
-            (a,n),(b,m) = [row_sums(torch.abs, t, counts, Workspace(size)) for size in (worth_compiling, 0)]
+        for alive,counts in itertools.product((None, (t!=0).any(1)), (None, torch.rand(shape[1], generator=g)>.5)):
+            (a,n),(b,m) = [row_sums(t, alive, counts, Workspace(size)) for size in (worth_compiling, 0)]
             torch.testing.assert_close(a, b)
             assert n==m and torch.equal(a==0, b==0)
-    assert Workspace(worth_compiling).loops and not Workspace(worth_compiling-1).loops
+    assert Workspace(worth_compiling).compiled and not Workspace(worth_compiling-1).compiled
 
 def test_masks_together_and_alone():
     "Zeros of all callbacks are there before one of them scores; with one callback, the step itself does all."
@@ -173,7 +184,7 @@ def test_masks_together_and_alone():
 @pytest.mark.parametrize('loops', ['compiled','numpy'])
 def test_no_copy_of_the_weights(loops, monkeypatch):
     "An update in which one weight in a hundred dies takes less memory than a tenth of the weights do."
-    if loops=='numpy': monkeypatch.setattr(workspace, 'compiled', dict)
+    if loops=='numpy': monkeypatch.setattr(workspace, 'compiled', not_installed)
     model = nn.Sequential(nn.Linear(1500, 1500, bias=False), nn.Linear(1500, 1000, bias=False))
     sp = Sparsifier(model, layers='*')
     sp.sparsify(.5)
@@ -320,11 +331,79 @@ def test_no_denormal_numbers_in_the_optimizer(kind, monkeypatch):
         for module in ('mask_callback','keep_zeros'): monkeypatch.setattr(f'fasterprune.sparsify.{module}.DenormalGuard', lambda: DenormalGuard(every))
         learn = learner(mlp, 128, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.6,.6)))
         if kind=='kept': Sparsifier(learn.model).sparsify(.9)
-        with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=masking[kind]())
+        with learn.no_bar(), learn.no_logging(): learn.fit(90, 1e-3, cbs=[masking[kind](), GradientClip(1e9)]) # so that gradients are masked
         found.append((_denormals(learn), learn.model.state_dict(), float((learn.model[1].weight==0).float().mean())))
     (few,a,_),(many,b,zero) = found
     assert zero>.2 and many>500 and few < many/50
     assert all(torch.equal(v, b[k]) for k,v in a.items())
+
+class Reads(Callback):
+    "Comes between the backward pass and the step, and does nothing."
+    def before_step(self): pass
+
+def seen_by_the_optimizer(cbs, **kwargs):
+    "A fit: the weights in the end, and how many gradients of dead weights the optimizer has seen that are not zero."
+    learn,seen = learner(cnn, **kwargs),[]
+    Sparsifier(learn.model).sparsify(.3)
+    cb = cbs[0]
+    step = learn.opt_func
+    def _opt(*args, **kw):
+        opt = step(*args, **kw)
+        inner = opt.step
+        def _step(*a, **k):
+            masks = cb.sparsifier.masks if getattr(cb, 'sparsifier', None) else getattr(cb, 'masks', {})
+            seen.append(sum(int((learn.model.get_parameter(n).grad[~m.expand_as(learn.model.get_parameter(n))]!=0).sum()) for n,m in masks.items()))
+            return inner(*a, **k)
+        opt.step = _step
+        return opt
+    learn.opt_func = _opt
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, cbs=cbs) # not all have the momentum that one cycle sets
+    return learn.model.state_dict(),sum(seen)
+
+@pytest.mark.parametrize('kind', ['weight','kernel','kept'])
+def test_gradients_are_masked_where_they_matter(kind):
+    "And only there; what is alive learns the same to the bit."
+    def _cb(): return KeepZeros() if kind=='kept' else SparsifyCallback(.6, kind)
+    ends = {}
+    fits = dict(plain=([],{}), read=([Reads()],{}), clip=([GradientClip(1e9)],{}), lamb=([],dict(opt_func=Lamb)))
+    fits['own'] = [],dict(opt_func=partial(OptimWrapper, opt=Own))
+    for name,(cbs,kwargs) in fits.items():
+        model,n = seen_by_the_optimizer([_cb(), *cbs], **kwargs)
+        ends[name] = model
+        assert (n>0)==(name=='plain'), (name, n)
+    for name in ('read','clip'): assert all(torch.equal(v, ends['plain'][k]) for k,v in ends[name].items()), name
+
+known = [SGD,partial(SGD, mom=.9),RMSProp,Adam,RAdam,QHAdam,ranger,*(partial(OptimWrapper, opt=getattr(torch.optim, n))
+    for n in 'SGD Adam AdamW NAdam RAdam Adamax RMSprop Adagrad Adadelta ASGD Rprop'.split())]
+
+@pytest.mark.parametrize('opt', known, ids=lambda o: getattr(o, '__name__', str(getattr(o, 'keywords', o))))
+def test_with_known_optimizers_gradients_of_the_dead_make_no_difference(opt):
+    "Each moves a number by itself: what is alive is the same to the bit, whether gradients are masked or not."
+    (a,n),(b,m) = [seen_by_the_optimizer([SparsifyCallback(.6), *cbs], opt_func=opt) for cbs in ([],[Reads()])]
+    assert n>0 and m==0
+    assert all(torch.equal(v, b[k]) for k,v in a.items())
+
+def test_gradients_are_masked_for_hooks_and_learners_with_a_step_of_their_own():
+    def _hooked(*args, **kwargs):
+        opt = OptimWrapper(*args, opt=torch.optim.SGD, **kwargs)
+        opt.opt.register_step_pre_hook(lambda *_: None)
+        return opt
+    assert seen_by_the_optimizer([SparsifyCallback(.6)], opt_func=_hooked)[1]==0
+    class Clips(Learner):
+        def _step(self):
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
+            super()._step()
+    learn = learner(cnn)
+    learn.create_opt()
+    assert not gradients_matter(learn)
+    learn.__class__ = Clips
+    assert gradients_matter(learn)
+
+class Own(torch.optim.SGD): "An optimizer that is not known: it may mix weights."
+
+def test_a_criterion_that_reads_gradients_sees_them_masked():
+    assert seen_by_the_optimizer([SparsifyCallback(.5, criterion='taylor')])[1]==0
+    assert seen_by_the_optimizer([SparsifyCallback(.5), InputPruneCallback(.3)])[1]==0
 
 def test_sparse_moments_are_left_alone():
     "Of an embedding with sparse gradients the momentum is sparse, too."
@@ -343,7 +422,8 @@ def test_a_copy_of_a_callback_goes_on():
     for copied in (deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
         sp = copied(cb.sparsifier)
         before = {n:m.clone() for n,m in cb.sparsifier.masks.items()}
-        assert 'loops' not in vars(sp.workspace) and not sp.workspace.made
+        assert not any(search.arrays for search in sp.incremental.searches.values())
+        assert 'compiled' not in vars(sp.scorer.workspace) and not sp.scorer.workspace.made
         sp.update(.9)
         for p in sp.params.values(): p.grad = torch.ones_like(p)
         sp.apply_grad()

@@ -5,6 +5,7 @@ import numpy as np, pytest, torch
 from fastai.basics import set_seed
 from torch import nn
 from fasterprune.all import *
+from fasterprune.sparsify import LayerInfo
 from support.sparsity_cases import kinds, parts, prepare, rising, which, who
 
 @pytest.fixture(autouse=True)

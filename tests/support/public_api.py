@@ -3,10 +3,12 @@ from pathlib import Path
 import torch
 from fastai.learner import Learner
 from torch import Tensor, nn
-from fasterprune.all import (CondenseCallback, Condensed, Condenser, CondenseReport, Entry, FeaturePath, Granularity, InputPruneCallback, InputPruner,
-    InputSelector, KeepZeros, RegularizeCallback, Schedule, SelectFromNet, SparsifyCallback, Sparsifier, Ticket, agp, block, census, cifar10, compare, cosine,
-    criterion, dense_sparse_dense, digits, eval_outputs, feature_path, find_ticket, find_zeros, get_images, iterative, large_final, latency, linear,
-    load_condensed, load_ticket, mnist, n_bytes, n_macs, n_of_m, n_params, one_cycle, one_shot, select_dls, sensitivity, sparsity_report, tensor_dls)
+from fasterprune.all import (CondenseCallback, Condensed, Condenser, CondenseReport, Entry, Granularity, InputPruneCallback, InputPruner,
+    InputSelector, KeepZeros, RegularizeCallback, Schedule, SelectFromNet, SparsifyCallback, Sparsifier, Ticket, agp, block, census, cifar10, compare,
+    compression_path, cosine, criterion, dense_sparse_dense, digits, eval_outputs, feature_path, find_ticket, find_zeros, get_images, iterative,
+    large_final, latency, linear, load_condensed, load_ticket, mnist, n_bytes, n_macs, n_of_m, n_params, one_cycle, one_shot, select_dls, sensitivity,
+    sparsity_report, tensor_dls)
+from fasterprune.learner import CompressionPath, FeaturePath
 
 def train(learn:Learner):
     callbacks = [SparsifyCallback(.9), SparsifyCallback(.5, 'filter', context='local', criterion='taylor', schedule=agp, layers='body.*', every=2),
@@ -39,7 +41,11 @@ def inputs(learn:Learner, model:nn.Module, x:Tensor):
     path = feature_path(learn, [50, 25], epochs=2)
     print(path.kept(25), path.to_frame(), InputPruner(model, x), SelectFromNet(5), select_dls)
 
-def kinds() -> list: return [Condensed, CondenseReport, InputSelector, Ticket, FeaturePath]
+def costs(learn:Learner):
+    path = compression_path(learn, [.5, .25], epochs=2)
+    print(path.smallest(within=.02), path.to_frame().accuracy.max(), path.learner(.5).model, len(path))
+
+def kinds() -> list: return [Condensed, CondenseReport, InputSelector, Ticket, FeaturePath, CompressionPath]
 
 def data():
     print(digits().train[0].shape, mnist, cifar10, get_images('digits'), census(100).shape)

@@ -1,7 +1,8 @@
 "Small networks, a Learner, and what counts zeros."
-import torch
+import torch, warnings
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner
 from torch import nn
+from fasterprune.core.warnings import FasterpruneWarning
 from fasterprune.sparsify import MaskCallback
 
 def zeros(m): return int((m.weight==0).sum())
@@ -25,6 +26,13 @@ def learner(model=None, n=32, bs=8, shape=(8,), valid=True, **kwargs):
 def fit(learn, n, *cbs, **kwargs):
     with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-2, cbs=list(cbs), **kwargs)
     return learn
+
+def told(f):
+    "What fasterprune says while `f` runs."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        f()
+    return [str(w.message) for w in said if issubclass(w.category, FasterpruneWarning)]
 
 class Count(Callback):
     "How many weights are zero after each training batch."

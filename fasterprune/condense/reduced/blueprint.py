@@ -6,9 +6,10 @@
 __all__ = ['blueprint', 'joined_blueprints', 'rebuild']
 
 # %% ../../../nbs/condense/reduced/06_blueprint.ipynb #e8e17c1c
+from fastcore.all import noop
 from torch import nn
 
-from ...core.layer_sizes import put_tensors
+from ...core.layer_sizes import put_tensors, units_dim
 from ...core.plain_layers import become_layer
 from .attention import NarrowAttention, narrow_attention
 from .branches import Widened, become_wide
@@ -39,19 +40,33 @@ def joined_blueprints(
     if table and then: then = dict(then, embeds=[table['embeds'][i] for i in then['embeds']])
     def _sizes(name): return {**first['sizes'].get(name, {}), **second['sizes'].get(name, {})}
     return dict(second, sizes={n:_sizes(n) for n in {**first['sizes'], **second['sizes']}},
-        plain=first['plain'] or second['plain'], table=then or table, sample=first.get('sample'))
+        plain=first['plain'] or second['plain'], table=then or table, sample=first.get('sample'),
+        buffers=sorted({*first.get('buffers', []), *second.get('buffers', [])}))
+
+def _dim(m, said): return said if (known := units_dim(m)) is None else known
 
 def rebuild(
     model:nn.Module, # a dense network; changed
     plan:dict,       # what `blueprint` gave
-    tensors:dict     # tensors of the condensed network by name
+    tensors:dict,    # tensors of the condensed network by name
+    check=noop       # called with the network when its modules are in their places, before it gets the tensors
 ):
     "Give a dense network the modules and tensors of a condensed one."
     for n,options in plan.get('layers', {}).items(): become_layer(model.get_submodule(n), options)
-    for n,spec in plan['constants'].items(): replace_module(model, n, Constant(tensors[f'{n}.value'], *spec))
-    put_tensors(model, {k:tensors[k] for k in model.state_dict()})
-    for n,norm in plan['norms'].items(): become_narrow(model.get_submodule(n), *norm)
-    for n,(dim,order,fill) in plan['wide'].items(): become_wide(model.get_submodule(n), dim, order, fill)
+    for n,(dim,geometry) in plan['constants'].items():
+        old = model.get_submodule(n)
+        value = tensors[f'{n}.value'].to(next(iter(old.state_dict().values())).device)
+        replace_module(model, n, Constant(value, _dim(old, dim), geometry))
+    check(model)
+    put_tensors(model, {k:tensors[k] for k in (*model.state_dict(), *plan.get('buffers', []))})
+    for n,(dim,*norm) in plan['norms'].items():
+        m = model.get_submodule(n)
+        become_narrow(m, _dim(m, dim), *norm)
+    for n,(dim,order,fill) in plan['wide'].items():
+        m = model.get_submodule(n)
+        become_wide(m, _dim(m, dim), order, fill)
     for n,heads in plan['heads'].items(): narrow_attention(model.get_submodule(n), heads)
     for n,dims in plan.get('open', {}).items(): become_open(model.get_submodule(n), dims)
-    for n,attrs in plan['sizes'].items(): vars(model.get_submodule(n)).update(attrs)
+    for n,attrs in plan['sizes'].items():
+        own = vars(model.get_submodule(n))
+        own.update({k:type(v)(attrs[k]) for k,v in own.items() if k in attrs}) # by names that the module has

@@ -17,8 +17,9 @@ class Widened(Mixed):
     def forward(self, x):
         out = super().forward(x)
         if self.fill:
-            shape = [-1 if d==self.dim else 1 for d in range(out.ndim)]
-            rest = [len(self.fill) if d==self.dim else s for d,s in enumerate(out.shape)]
+            dim = self.dim%out.ndim
+            shape = [-1 if d==dim else 1 for d in range(out.ndim)]
+            rest = [len(self.fill) if d==dim else s for d,s in enumerate(out.shape)]
             fill = torch.tensor(self.fill, dtype=out.dtype, device=out.device).view(shape).expand(rest)
             out = torch.cat([out, fill], self.dim)
         return out.index_select(self.dim, self.order)

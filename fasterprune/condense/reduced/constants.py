@@ -29,7 +29,8 @@ class Constant(nn.Module):
         if self.geometry:
             for i,(k,s,p,d) in enumerate(zip(*[self.geometry[n] for n in _geometry])):
                 shape[2+i] = (shape[2+i]+2*p-d*(k-1)-1)//s + 1
-        return self.value.view([-1 if d==self.dim else 1 for d in range(len(shape))]).expand(shape).clone()
+        dim = self.dim%len(shape)
+        return self.value.view([-1 if d==dim else 1 for d in range(len(shape))]).expand(shape).clone()
 
     def extra_repr(self): return f'{len(self.value)} units'
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fasterprune.core.batches import as_tuple, tensors_in
+from fasterprune.graph.facts import Proportion
 from fasterprune.graph.origins import origins_of
 from fasterprune.graph.rules import aten, barrier, leaves, place, rule
 from fasterprune.graph.sizes import attribute_of_size, count_units, fresh_along, note_sizes, of_inputs
@@ -121,6 +122,17 @@ class _Sizes:
         found = [d for d in found if d!=free or len(dims)==1]
         return found[0] if len(found)==1 else None
 
+    def proportion(self, dims, free):
+        "Units of a width that is divided by the number of those along `free`, and how many of them that gives to each."
+        by = self.named[free]
+        for d in dims if by is not None else []:
+            width,n = getattr(self.named[d], 'quotient', None) or (None,None)
+            if n is None or not by.exact or n.origins!=by.origins or n*self.named[d]!=width: continue
+            origin = width.origins[0]
+            s = self.graph.env.get(id(origin.tensor))
+            if not isinstance(s, AbstractValue) or s.unit_dims!=[origin.index]: continue
+            return s.units_along(origin.index),int(self.named[d])
+
 _attention = {'scaled_dot_product_attention','matmul','einsum'}
 
 @rule('view', 'reshape', '_unsafe_view', 'unflatten', 'view_as', 'reshape_as')
@@ -141,18 +153,26 @@ def _spread_units(graph, op, x, out, sizes):
     ways = [sizes.free_dims(dims) for dims in splits]
     told = [sizes.read_from_shape(dims, free[0]) for dims,free in zip(splits, ways)]
     n_told = int(any(d is not None for d in told)) # once more, with a module that does not ask how wide its input is
-    way = graph.reading(max(map(len, ways), default=1)+n_told)
+    shares = [sizes.proportion(dims, free[0]) for dims,free in zip(splits, ways)]
+    n_ways = max(map(len, ways), default=1)+n_told
+    way = graph.reading(n_ways+any(s is not None for s in shares))
     if n_told and way==1 and op.place and op.name in ('view','reshape'):
         graph.opened.extend((op.place, graph.at, out.ndim, d, out.ids) for d in told if d is not None)
-    way = max(0, way-n_told)
-    for dims,free in zip(splits, ways):
+    in_proportion,way = way==n_ways,max(0, way-n_told) if way<n_ways else 0
+    for dims,free,share in zip(splits, ways, shares):
         if graph.assumption_level:
             why = 'which splits a dimension' if len(dims)>1 else 'with sizes that stand in the code'
             return barrier(graph, op, x, why=why)
         for d in dims:
             if d!=free[min(way, len(free)-1)]: out = graph.tied_along(out, d, f'reshaped in {place(op)}')
         note_sizes(graph, op, out, [d for d in dims if d not in sizes.left_open], sizes.named)
+        if in_proportion and share: _note_proportion(graph, op, out.units_along(free[0]), sizes.named[free[0]], *share)
     return out
+
+def _note_proportion(graph, op, few, number, many, times):
+    "Note that there are `times` as many of the units `many` as of `few`, which `number` counts."
+    why = f'a width is {times} times {number.origins[0].attr!r} in {place(op)} at {op.line}'
+    graph.proportions.append(Proportion(many, few, times, why))
 
 def _runs(a, b):
     "The dimensions of shape `b`, in the smallest runs that hold the same elements as some of `a`."

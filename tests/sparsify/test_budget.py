@@ -1,0 +1,181 @@
+"Budgets: what condensing leaves is within them, one unit less would not be, and what is impossible is said."
+import pytest, torch
+from fastai.basics import Callback, set_seed
+from fastai.callback.training import GradientAccumulation
+from torch import nn
+from fasterprune.all import *
+from fasterprune.condense.budget import Budget
+from fasterprune.sparsify import by_macs
+from fasterprune.core.warnings import FasterpruneWarning
+from fasterprune.sparsify.budget_search import BudgetSearch
+from fasterprune.sparsify.choosing import weigh
+from support.sparsity import cnn, fit, learner
+
+x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+class Residual(nn.Module):
+    "Units that are tied by a sum, depthwise ones, and a gate."
+    def __init__(self):
+        super().__init__()
+        def _conv(i, o, k=3, **kwargs): return nn.Sequential(nn.Conv2d(i, o, k, padding=k//2, bias=False, **kwargs), nn.BatchNorm2d(o), nn.ReLU())
+        self.stem,self.a,self.b = _conv(3, 16),_conv(16, 24, 1),_conv(24, 24, groups=24)
+        self.gate,self.c,self.head = nn.Linear(24, 24),nn.Conv2d(24, 16, 1),nn.Linear(16, 5)
+    def forward(self, x):
+        y = self.stem(x)
+        z = self.b(self.a(y))
+        z = z*self.gate(z.mean((2, 3))).sigmoid()[...,None,None]
+        return self.head((y+self.c(z)).mean((2, 3)))
+
+def net(make=Residual, seed=0):
+    torch.manual_seed(seed)
+    return make().eval()
+
+def counted(model, x=x):
+    r = Condenser(model, x).condense().report
+    return dict(macs=r.macs_after, params=r.params_after),dict(macs=r.macs_before, params=r.params_before)
+
+def within(left, limits): return all(left[k]<=most for k,most in limits.items())
+
+budgets = [Budget(macs=.75), Budget(macs=.5), Budget(macs=.25), Budget(params=.75), Budget(params=.25), Budget(macs=.6, params=.4), Budget(max_macs=30_000)]
+
+@pytest.mark.parametrize('budget', budgets, ids=str)
+@pytest.mark.parametrize('context', ['global','local','macs'])
+@pytest.mark.parametrize('make', [Residual, cnn])
+def test_within_and_one_unit_less_is_not(make, context, budget):
+    model = net(make)
+    _,whole = counted(model)
+    sp = Sparsifier(model, 'filter', context, sample=x)
+    try: sp.sparsify(budget)
+    except ValueError as e: # then the last place is over the budget
+        assert 'but the least' in str(e)
+        other = Sparsifier(net(make), 'filter', context, sample=x)
+        other.sparsify(sp.search.last())
+        return _impossible(counted(other.model)[0], budget, whole)
+    left,limits = counted(model)[0],budget.limits(**whole)
+    assert within(left, limits) and left==sp.search.left(sp.search.now)
+    fresh = Sparsifier(net(make), 'filter', context, sample=x)
+    assert not within(BudgetSearch(fresh, budget).left(one_less(sp.search.now, fresh)), limits)
+
+def _impossible(left, budget, whole): assert not within(left, budget.limits(**whole))
+
+def one_less(dead, fresh):
+    "What was dead before the last unit died: in all layers by score, or in each by its share; of layers that are as wide the later one dies last."
+    scores = [fresh.scorer.score(g) for g in fresh.groups]
+    def _of_all(i):
+        score = (scores[i]-scores[i].mean())/scores[i].std(correction=0)
+        if fresh.context=='macs': weigh(score, fresh.unit_macs.now()[fresh.groups[i].key], by_macs.per_mac)
+        return score[dead[i]].max()
+    def _of_own(i): return (int(dead[i].sum())-.5)/len(dead[i]),i
+    i = max((i for i,d in enumerate(dead) if d.any()), key=_of_own if fresh.context=='local' else _of_all)
+    last = torch.where(dead[i], scores[i], -torch.inf).argmax()
+    return [d & ~((torch.arange(len(d))==last)&(j==i)) for j,d in enumerate(dead)]
+
+def test_the_states_of_a_fit_are_within_at_the_end():
+    "With inputs that are pruned, too, with a network that shrinks, and with accumulated gradients; masks stay once the budget is reached."
+    def _fit(*cbs, epochs=3, **kwargs):
+        set_seed(0)
+        learn = learner(cnn(), n=48, shape=(3,8,8))
+        cb = SparsifyCallback(Budget(macs=.5), 'filter', **kwargs)
+        fit(learn, epochs, cb, *cbs)
+        small = learn if any(isinstance(c, CondenseCallback) for c in cbs) else learn.condense()
+        return small.condensed.report,cb
+    for cbs in ([], [InputPruneCallback(.3, granularity='channel')], [GradientAccumulation(24)]):
+        r,cb = _fit(*cbs)
+        assert .4*r.macs_before < r.macs_after <= .5*r.macs_before and cb.sparsifier.search.left(cb.sparsifier.search.now)['macs']==r.macs_after
+    r,cb = _fit(end_epoch=.5)
+    assert r.macs_after <= .5*r.macs_before and len({s for p,s in cb.history if p>=.5})==1
+    wide,narrow = _fit()[0],_fit(CondenseCallback())[0]
+    assert (wide.macs_after,wide.params_after,wide.macs_before)==(narrow.macs_after,narrow.params_after,narrow.macs_before)
+
+@pytest.mark.parametrize('schedule', ['one_cycle','agp'])
+def test_nothing_dies_at_the_last_moment(schedule):
+    "Training has to make up for what dies last: the budget is reached a little before the schedule ends, and not by a jump of the last batch."
+    set_seed(0)
+    cb = SparsifyCallback(Budget(macs=.3), 'filter', 'global', schedule=schedule)
+    fit(learner(cnn(), n=480, shape=(3,8,8)), 3, cb)
+    assert len({s for p,s in cb.history if p>=.9})==1 and len({s for _,s in cb.history})>5
+
+class CannotFollow(Callback):
+    def apply_slicing(self, cuts, inputs): raise ValueError('cannot follow')
+
+def test_what_was_found_stays_where_the_network_cannot_shrink():
+    set_seed(0)
+    learn,cb = learner(cnn(), n=48, shape=(3,8,8)),SparsifyCallback(Budget(macs=.5), 'filter', schedule='linear')
+    with pytest.warns(FasterpruneWarning, match='cannot follow'): fit(learn, 2, cb, CondenseCallback(min_gain=0.), CannotFollow())
+    left,whole = counted(learn.model)
+    assert left['macs'] <= .5*whole['macs'] and cb.sparsifier.whole==whole and cb.sparsifier.search.places[0.]==whole
+
+def test_a_search_goes_on():
+    "From what a file has of it, without asking again."
+    sp,fresh = [Sparsifier(net(), 'filter', sample=x) for _ in range(2)]
+    sp.sparsify(Budget(macs=.5), .3)
+    fresh.load_state_dict(sp.state_dict())
+    assert fresh.search.state_dict()==sp.search.state_dict() and fresh.search.asked==0
+    fresh.apply()
+    for f in (.4,.6,1.):
+        for s in (sp, fresh): s.sparsify(Budget(macs=.5), f)
+        assert all(map(torch.equal, sp.search.now, fresh.search.now)) and sp.search.places==fresh.search.places
+
+@pytest.mark.parametrize('round_to', [2,4])
+def test_multiples(round_to):
+    model = net()
+    sp = Sparsifier(model, 'filter', sample=x, round_to=round_to)
+    sp.sparsify(Budget(macs=.5))
+    left,whole = counted(model)
+    assert left['macs'] <= .5*whole['macs'] and all((g.n-g.dead)%round_to==0 or not g.dead for g in sp.groups)
+
+def test_again_and_tighter():
+    "A budget that is reached is not asked for again; a tighter one is a share of the dense network."
+    model = net()
+    sp = Sparsifier(model, 'filter', sample=x)
+    sp.sparsify(Budget(macs=.6))
+    before,asked = sp.search.now,sp.search.asked
+    sp.sparsify(Budget(macs=.6))
+    assert sp.search.asked==asked and all(map(torch.equal, before, sp.search.now))
+    sp.sparsify(Budget(macs=.3))
+    left,whole = counted(model)
+    assert left['macs'] <= .3*counted(net())[1]['macs'] and all((b&~a).sum()==0 for a,b in zip(sp.search.now, before))
+
+def test_a_narrow_network_knows_what_the_dense_one_cost():
+    sp = Sparsifier(net(), 'filter', sample=x)
+    sp.sparsify(Budget(macs=.6))
+    other = Sparsifier(net(), 'filter', sample=x)
+    other.load_state_dict(sp.state_dict())
+    other.apply()
+    other.sparsify(Budget(macs=.4))
+    assert other.search.whole==sp.search.whole and counted(other.model)[0]['macs']<=.4*sp.search.whole['macs']
+
+def test_to_ask_changes_nothing():
+    model = net()
+    sp = Sparsifier(model, 'filter', sample=x)
+    sp.sparsify(.2)
+    before,reached = {k:v.clone() for k,v in model.state_dict().items()},sp.reached
+    with pytest.raises(ValueError, match=r'Budget\(macs=1e-06\) is 0 macs, but the least that filter units leave'): sp.sparsify(Budget(macs=1e-6))
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items()) and sp.reached==reached
+
+def test_an_error_is_one_again():
+    sp = Sparsifier(net(), 'filter', sample=x)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='but the least that'): sp.sparsify(Budget(macs=1e-6))
+
+def test_a_criterion_that_draws_draws_once():
+    "All places that are asked for are of one order, another one for each seed; what is left is within the budget."
+    found = []
+    def fresh(): return BudgetSearch(Sparsifier(net(), 'filter', 'local', sample=x), Budget(macs=.5))
+    for seed in range(4):
+        model = net()
+        torch.manual_seed(seed)
+        sp = Sparsifier(model, 'filter', 'local', 'random', sample=x)
+        sp.sparsify(Budget(macs=.5))
+        left,whole = counted(model)
+        assert left['macs'] <= .5*whole['macs'] and not within(fresh().left(sp.search.before), sp.search.limits)
+        found.append(torch.cat(sp.search.now))
+    assert any(not torch.equal(found[0], f) for f in found)
+
+def test_bad_input():
+    for granularity in ('weight','kernel','2:4'):
+        with pytest.raises(ValueError, match='condensing takes out whole units only'): Sparsifier(cnn(), granularity, layers='3', sample=x).sparsify(Budget(macs=.5))
+    with pytest.raises(ValueError, match='give a batch as `sample`'): Sparsifier(cnn(), 'filter', coupled=False).sparsify(Budget(macs=.5))
+    with pytest.raises(ValueError, match='fraction of zeros'): InputPruneCallback(Budget(macs=.5))
+    set_seed(0)
+    with pytest.raises(ValueError, match='but the least that'): fit(learner(cnn(), shape=(3,8,8)), 1, SparsifyCallback(Budget(params=1e-4), 'filter'))
