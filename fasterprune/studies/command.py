@@ -128,7 +128,8 @@ def _smoke(s, scale):
     with tempfile.TemporaryDirectory() as out:
         os.environ['FASTERPRUNE_MODELS'] = out
         df = smoke(s, scale, out, bar=sys.stdout.isatty()).to_frame()
-    print(df[[c for c in df if c!='kept' and (df[c].nunique()>1 or c in s.measured)]].to_string(index=False))
+    shown = 'network','data',*s.measured
+    print(df[[c for c in df if c!='kept' and (df[c].nunique()>1 or c in shown)]].to_string(index=False))
 
 
 def _said(

@@ -18,7 +18,7 @@ from ..sparsify.callback import SparsifyCallback
 from .networks import make_network
 from .one_cycle import ended, schedule_by_name, schedule_name
 from .study import Study
-from .training import accuracy_of, sizes, study_data, train
+from .training import accuracy_of, get_scale, sizes, study_data, train
 from .verdicts import as_points, by_seed, interval, verdict
 
 # %% ../../nbs/studies/12_schedule_ends.ipynb #8f9b98e0
@@ -46,7 +46,8 @@ def _rank(s):
 
 def _run(s):
     seed,n = first_seed+s['seed'],s['images']
-    data = study_data(s['data'], s['scale'], n_train=n+n_validation)
+    n_held = min(n_validation, get_scale(s['scale']).n_valid or n_validation)
+    data = study_data(s['data'], s['scale'], n_train=n+n_held)
     x,y = data.train
     learned,held = replace(data, train=(x[:n],y[:n])),replace(data, valid=(x[n:],y[n:]))
     set_seed(seed)
