@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contexts', 'check_sparsity', 'dead_count', 'start_count', 'add_up', 'most_dead', 'local', 'globally', 'erk',
-           'by_macs', 'get_context', 'make_pools']
+           'by_macs', 'get_context', 'usual_context', 'make_pools']
 
 # %% ../../nbs/sparsify/09_allocation.ipynb #714d9d7e
 import math
@@ -12,6 +12,7 @@ from numbers import Real
 
 import numpy as np
 
+from ..condense.budget import Budget
 from .granularity import Granularity
 from .groups import Group
 from .layer_filter import matching
@@ -125,6 +126,13 @@ def get_context(
     if isinstance(context, str) and context in contexts: return contexts[context]
     raise ValueError(f"context {context!r} is not known: take one of {', '.join(contexts)}, "
         'or a function (groups, sparsity, most) -> [(groups, sparsity)]')
+
+def usual_context(
+    sparsity,               # what is asked for
+    granularity:Granularity # what a unit is
+) -> str: # name of a context
+    "Who competes where nothing is said: for a `Budget` the units of each layer, for a sparsity all."
+    return 'local' if isinstance(sparsity, Budget) and granularity.name!='layer' else 'global'
 
 # %% ../../nbs/sparsify/09_allocation.ipynb #1ffc18b5
 def make_pools(

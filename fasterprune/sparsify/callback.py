@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.batches import first_items, map_tensors
 from ..core.checkpoints import setting_text
 from ..condense.budget import Budget
-from .allocation import get_context
+from .allocation import get_context, usual_context
 from .importance import get_criterion, large_final, may_draw, needs_of
 from .granularity import Granularity, get_granularity
 from .layer_filter import matching, select_layers, stored_weights
@@ -51,7 +51,7 @@ class SparsifyCallback(MaskCallback):
     def __init__(self,
         sparsity,              # target: in [0,1), a dict from layer name or glob to such, or a `Budget` of what is left
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable='global', # who competes: 'global', all; 'local', each layer; 'erk', 'macs', or a function
+        context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
         criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
@@ -67,8 +67,9 @@ class SparsifyCallback(MaskCallback):
         self.sparsity = sparsity
         self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
         self.reads_gradients,self.draws = 'gradient' in needs_of(self.criterion),may_draw(self.criterion)
-        get_context(context)
-        store_attr('context,layers,exclude,coupled,round_to,min_units')
+        self.context = context or usual_context(sparsity, self.granularity)
+        get_context(self.context)
+        store_attr('layers,exclude,coupled,round_to,min_units')
 
     def make_masker(self):
         "A `Sparsifier` for the model, which sees the graph by the first batch."

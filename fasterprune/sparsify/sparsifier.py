@@ -17,32 +17,19 @@ from ..core.models import evaluating
 from ..core.ranks import Ranks, distributed_in, unwrapped
 from ..condense.budget import Budget
 from .budget_search import BudgetSearch, last_stretch
-from .allocation import dead_count, get_context, make_pools, start_count
+from .allocation import dead_count, get_context, make_pools, start_count, usual_context
 from .choosing import FullChoice, IncrementalChoice
 from .coupling import UngroupedUnits
 from .importance import get_criterion, large_final, needs_of
 from .criterion_state import CriterionState
 from .granularity import Granularity, get_granularity
-from .groups import Groups, remember
-from .layer_filter import param_name, recurrent, stored_weights
+from .groups import remember
 from .reports import count_units
 from .scoring import UnitScorer
 from .zeros import Zeros
 from .state import MaskState
 from .unit_macs import UnitMacs
-from .units import find_groups
-
-# %% ../../nbs/sparsify/17_sparsifier.ipynb #ec5f7059
-def _measurable(groups, left, model):
-    "The groups whose input can be measured; the others are left dense."
-    # `nn.MultiheadAttention` and recurrent layers use these without a call
-    silent = {param_name(n, 'out_proj') for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    silent |= {n for n,(m,p) in stored_weights(model).items() if isinstance(m, recurrent) or p and p.endswith('_raw')}
-    left.update({n:'its input cannot be measured' for g in groups for n in g.layers if n in silent})
-    groups = Groups(g for g in groups if not silent & set(g.layers))
-    if not groups: raise ValueError('no layer can be sparsified: '
-        f'the input of {", ".join(map(repr, left))} cannot be measured; take another criterion')
-    return groups
+from .units import find_groups, measurable
 
 # %% ../../nbs/sparsify/17_sparsifier.ipynb #ec71e27a
 class Sparsifier:
@@ -50,7 +37,7 @@ class Sparsifier:
     def __init__(self,
         model:nn.Module,       # the model; its weights are changed by `sparsify` and `apply` only
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable='global', # who competes: 'global', 'local', 'erk', 'macs', or a function
+        context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
         criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
@@ -67,13 +54,13 @@ class Sparsifier:
         self._check_settings()
         self.groups,self.left_dense = find_groups(model, self.granularity, layers, exclude, coupled, sample)
         self.params,needs = dict(model.named_parameters(remove_duplicate=False)),needs_of(self.criterion)
-        if 'input_norm' in needs: self.groups = _measurable(self.groups, self.left_dense, model)
+        if 'input_norm' in needs: self.groups = measurable(self.groups, self.left_dense, model)
         self.criterion_state = CriterionState(needs, model, [s.param for g in self.groups for s in g.weights])
         self.scorer = UnitScorer(self.criterion, self.params, self.criterion_state)
         self.scorer.check(self.groups)
         self.state = MaskState(self.groups, self.params, self.criterion_state)
         self.incremental = IncrementalChoice(self.scorer, self.granularity, round_to, min_units)
-        power = getattr(get_context(context), 'per_mac', 0)
+        power = getattr(get_context(self.context_for()), 'per_mac', 0)
         self.unit_macs = UnitMacs(model, self.granularity, self.groups, self.sample) if power else None
         self.full = FullChoice(self.scorer, self.state, self.granularity, round_to, min_units, self.unit_macs, power)
         self.shared = False # does someone else zero these weights, too, so that theirs have to be counted?
@@ -82,7 +69,7 @@ class Sparsifier:
         self._make_masks()
 
     def _check_settings(self):
-        get_context(self.context)
+        get_context(self.context_for())
         for name in ('round_to','min_units'):
             k = getattr(self, name)
             if not (isinstance(k, int) and k>=1): raise ValueError(f'{name}={k!r}: it counts units, 1 or more')
@@ -164,14 +151,22 @@ class Sparsifier:
         "Which units are alive, by group."
         return {g.key:g.alive for g in self.groups}
 
+    def context_for(self,
+        sparsity=0. # what is asked for
+    ): # a context or its name
+        "Who competes for it."
+        return self.context or usual_context(sparsity, self.granularity)
+
     def pools(self,
-        sparsity # a fraction in [0,1), or a dict from layer name or glob to fraction
+        sparsity,    # a fraction in [0,1), a dict from layer name or glob to fraction, or a `Budget`
+        context=None # who competes; `None`: as for any `sparsity`
     ) -> list: # pairs of groups that compete and their sparsity
         "Which groups compete for which sparsity; a `ValueError` if one would be left empty, or a name matches none."
+        context = context or self.context_for(sparsity)
         if isinstance(sparsity, Budget): sparsity = 1e-9 # who competes does not depend on it
-        key = sparsity if isinstance(sparsity, float) and not callable(self.context) else None
+        key = (sparsity, context) if isinstance(sparsity, float) and not callable(context) else None
         if key is None or key not in self.pooled:
-            self.pooled = {key:make_pools(self.groups, sparsity, self.context, self.granularity, self.min_units)}
+            self.pooled = {key:make_pools(self.groups, sparsity, context, self.granularity, self.min_units)}
         return self.pooled[key]
 
     def sparsify(self,
@@ -185,8 +180,9 @@ class Sparsifier:
     @torch.no_grad()
     def update(self, sparsity, fraction=1.):
         "The same, for each step of a training: what few weights die is found in the pass that zeroes what is dead."
+        context = self.context_for(sparsity)
         if lasting := isinstance(sparsity, Budget): sparsity,fraction = self._within(sparsity, fraction),1.
-        pools = self.pools(sparsity)
+        pools = self.pools(sparsity, context)
         if self.shared: self.state.recount(self.params) # as `apply` was called after the step, for others to see
         incremental,full = [],[]
         due,counts = self._due(pools, fraction, lasting or self.state.shrunk)
