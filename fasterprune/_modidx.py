@@ -2227,6 +2227,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fasterprune/learner/step_folder.py'),
                                                  'fasterprune.learner.step_folder.as_plain': ( 'learner/step_folder.html#as_plain',
                                                                                                'fasterprune/learner/step_folder.py'),
+                                                 'fasterprune.learner.step_folder.check_reached': ( 'learner/step_folder.html#check_reached',
+                                                                                                    'fasterprune/learner/step_folder.py'),
                                                  'fasterprune.learner.step_folder.seed_fit': ( 'learner/step_folder.html#seed_fit',
                                                                                                'fasterprune/learner/step_folder.py'),
                                                  'fasterprune.learner.step_folder.working_copy': ( 'learner/step_folder.html#working_copy',
