@@ -22,6 +22,7 @@ from ..graph.facts import Branch
 from .plan import Plan, emits, sink, within
 from .reduced.attention import narrow_attention
 from .reduced.branches import become_wide
+from .reduced.encoders import take_no_shortcuts
 from .reduced.constants import Constant, geometry_of, replace_module
 from .reduced.norms import narrow_norm
 from .reduced.open_sizes import become_open
@@ -90,6 +91,7 @@ def apply_plan(
     edit.place_constants(dead)
     edit.open_sizes()
     edit.widen_branches()
+    take_no_shortcuts(model)
     left = {n for f in (model.named_parameters,model.named_buffers) for n,_ in f(remove_duplicate=False)}
     return {k:v for k,v in edit.slices.items() if k in left}
 

@@ -14,6 +14,7 @@ from torch import nn
 from fastai.basics import store_attr
 
 from ..core.models import copy_of
+from ..core.encoders import LayerByLayer
 from ..core.plain_layers import is_plain, make_plain
 from ..graph.graph import Graph
 from ..graph.rules import one_operation
@@ -132,7 +133,7 @@ class Search:
         "Names of modules that perform other operations in a candidate than before."
         now = dict(small.named_modules(remove_duplicate=False))
         changed = {n for n,m in self.plain.named_modules() if type(m) is not type(now.get(n))}
-        return {n for n in changed if not isinstance(now.get(n), OpenSizes)}
+        return {n for n in changed if not isinstance(now.get(n), (OpenSizes,LayerByLayer))}
 
     def error(self,
         candidate:Candidate

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core.batches import Keywords, all_tensors, as_tuple, eagerly, feed, is_dense, map_tensors
 from ..core.checks import check_model
+from ..core.encoders import call_layers, may_zero, torch_encoders
 from ..core.models import evaluating, unobserved
 from ..core.warnings import always_raised
 from .origins import traced_numbers
@@ -96,6 +97,7 @@ def _record(model, traced, whole, apart, recorder, with_origins=True):
         with evaluating(model), eagerly(), unobserved(model), untouched(model), \
             torch.random.fork_rng(), torch.inference_mode(), \
             _called_by_layers(recorder), (traced_numbers(model) if with_origins else nullcontext()) as recorder.calls:
+            for m in torch_encoders(model): m.forward = partial(call_layers, m, zeroes=may_zero)
             for m in apart: m.forward = partial(_unwatched, m.forward)
             with recorder: out = feed(model, traced.inputs)
     except (DependsOnData,*always_raised): raise

@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasterprune.core.batches import all_tensors, feed, is_dense, map_tensors, storage_of, tensors_in
+from fasterprune.core import encoders
 from fasterprune.graph import origins
 
 # %% ../../nbs/graph/02_tracer.ipynb #b0e13c0f
@@ -51,7 +52,7 @@ class Trace:
     output: object = None
 
 # %% ../../nbs/graph/02_tracer.ipynb #87ee7570
-_torch = os.path.dirname(torch.__file__)+os.sep,origins.__file__,'<string>','<frozen'
+_torch = os.path.dirname(torch.__file__)+os.sep,origins.__file__,encoders.__file__,'<string>','<frozen'
 
 entered_by = {feed.__code__} # functions that call the model
 

@@ -34,7 +34,7 @@ from .clone import clone_learner, learner_around
 from .condense import condense_learner
 from .condense_callback import CondenseCallback
 from .dataloaders import batch_for, copy_bound
-from .step_folder import StepFolder, as_plain, seed_fit, working_copy
+from .step_folder import StepFolder, as_plain, check_reached, seed_fit, working_copy
 
 # %% ../../nbs/learner/11_compression_path.ipynb #c4aa3c55
 def budget_name(
@@ -203,10 +203,10 @@ class _Steps:
         "Train the network of a budget."
         start,how = time.perf_counter(),self.how
         seed_fit(twin, how['seed'])
-        cbs = [copy_bound(cb) for cb in self.cbs]
+        cbs = [SparsifyCallback(budget, **self.kwargs), *map(copy_bound, self.cbs)]
         args = [how['epochs']] + ([] if how['lr'] is None else [how['lr']])
-        with twin.no_bar(), twin.no_logging():
-            how['fit'](twin, *args, cbs=[SparsifyCallback(budget, **self.kwargs), *cbs])
+        with twin.no_bar(), twin.no_logging(): how['fit'](twin, *args, cbs=cbs)
+        check_reached(twin, cbs, name)
         small = condense_learner(twin)
         r = small.condensed.report
         row = dict(after=after, metrics=_measure(small, self.metrics), MACs=r.macs_after, parameters=r.params_after,

@@ -20,7 +20,7 @@ from ..inputs.callback import InputPruneCallback
 from ..inputs.features import table_columns
 from ..inputs.pruner import InputPruner
 from .condense import condense_learner
-from .step_folder import StepFolder, as_plain, seed_fit, working_copy
+from .step_folder import StepFolder, as_plain, check_reached, seed_fit, working_copy
 
 # %% ../../nbs/learner/07_feature_path.ipynb #4075b7c8
 @dataclass(repr=False)
@@ -138,6 +138,7 @@ def _step(folder, learn, k, n, how, retrain, scratch, kwargs):
     "Prune to `k` inputs, condense, retrain."
     start,cb = time.perf_counter(),InputPruneCallback(1-k/n, **kwargs)
     _fit(learn, **how, cbs=cb)
+    check_reached(learn, [cb], f'{k} inputs')
     row = dict(inputs=k, features=cb.kept.tolist(), masked=_measure(learn),
         **_retrain(learn, {**how, 'epochs':retrain}, scratch))
     row['seconds'] = time.perf_counter()-start

@@ -40,7 +40,7 @@ class BudgetSearch:
         else: self.places,self.looked,self.found = dict(state['places']),state['looked'],state['found']
         self.whole = sparsifier.whole = sparsifier.whole or self.costs.whole
         self.limits = budget.limits(**self.whole)
-        if state is None: self.places[0.] = self.whole
+        if state is None: self.places.setdefault(0., self.whole) # one that has shrunk may begin with less
 
     def state_dict(self
     ) -> dict: # of numbers

@@ -16,6 +16,7 @@ from ..core.batches import first_items, map_tensors
 from ..core.checkpoints import setting_text
 from ..condense.budget import Budget
 from .allocation import get_context, usual_context
+from .budget_search import BudgetSearch
 from .importance import get_criterion, large_final, may_draw, needs_of
 from .granularity import Granularity, get_granularity
 from .layer_filter import matching, select_layers, stored_weights
@@ -76,9 +77,21 @@ class SparsifyCallback(MaskCallback):
         sparsifier = Sparsifier(self.model, self.granularity, self.context, self.criterion, self.layers, self.exclude,
             self.coupled, first_items(self.xb), self.round_to, self.min_units)
         tell_what_stays(sparsifier, self.sparsity)
+        if (before := self.sparsifier) and before.model is sparsifier.model: sparsifier.whole = before.whole
         self.layer_history = []
         sparsifier.shared = any(isinstance(cb, MaskCallback) and cb is not self for cb in self.learn.cbs)
         return sparsifier
+
+    def begin(self):
+        "Begin with the zeros that there are; a budget that cannot be reached is told before anything is trained."
+        super().begin()
+        if not isinstance(self.sparsity, Budget) or self.ranks.n>1: return
+        self._see()
+        self.sparsifier.search = search = BudgetSearch(self.sparsifier, self.sparsity)
+        if self.sparsifier.criterion_state.informed and not self.draws: search.check()
+
+    def _tell_narrower(self, n):
+        if not isinstance(self.sparsity, Budget): super()._tell_narrower(n) # a share of the dense network, as before
 
     def before_batch(self):
         "Begin at the first batch of a fit; measure what the layers read if the criterion needs it."

@@ -72,6 +72,51 @@ def test_it_goes_on_where_it_was_interrupted(warm_start, tmp_path):
     assert (tmp_path/'macs=0.7.json').stat().st_mtime_ns==done
     equal(whole, rest)
 
+class EndsIn(Callback):
+    "Ends the n-th fit in an epoch."
+    fits = 0
+    def __init__(self, fit, epoch, what=CancelFitException): self.fit,self.at,self.what = fit,epoch,what
+    def before_train(self): type(self).fits += self.epoch==0
+    def after_batch(self):
+        if self.training and type(self).fits==self.fit and self.epoch==self.at: raise self.what()
+
+class Diverges(EndsIn):
+    def after_batch(self):
+        if self.training and type(self).fits==self.fit and self.epoch==self.at: next(self.model.parameters()).data.fill_(float('nan'))
+
+def swallows(learn, epochs, lr, cbs):
+    try: learn.fit(epochs, lr, cbs=cbs)
+    except KeyboardInterrupt: pass
+def forgets(learn, epochs, lr, cbs): learn.fit(epochs, lr, cbs=cbs if EndsIn.fits==0 else cbs[1:])
+
+early = dict(ended=(dict(cbs=EndsIn(2, 1)), 'macs=0.4 ended in epoch 1 of 0 to 3, before SparsifyCallback had reached its target'), swallowed=(dict(cbs=EndsIn(2, 0, KeyboardInterrupt), fit=swallows), 'ended in epoch 0 of 0 to 3'),
+    not_passed_on=(dict(cbs=EndsIn(9, 0), fit=forgets), 'macs=0.4 made no use of SparsifyCallback: `fit` has to pass on its `cbs`'), no_numbers=(dict(cbs=Diverges(2, 3)), "macs=0.4 has left NaN or infinity in '0.weight'"))
+
+@pytest.mark.parametrize('case', early)
+def test_a_fit_that_ended_early_is_no_network_of_its_budget(case, tmp_path):
+    "What is finished stays, and the next call goes on with it."
+    kwargs,message = early[case]
+    args = dict(budgets=[.7, .4], epochs=4, lr=1e-2, seconds=.01)
+    EndsIn.fits = Diverges.fits = 0
+    with pytest.warns(FasterpruneWarning, match='1 of 2 networks are finished and kept'), pytest.raises(ValueError, match=message):
+        compression_path(images(), path=tmp_path, **{**args, **kwargs})
+    assert {p.name for p in tmp_path.glob('*.json')}=={'dense.json','macs=0.7.json'}
+    EndsIn.fits = Diverges.fits = 2 if case!='not_passed_on' else -9
+    if case!='not_passed_on': equal(compression_path(images(), path=tmp_path, **{**args, **kwargs}), compression_path(images(), **{**args, **kwargs}))
+
+late = EndsIn(1, 3),EndsIn(1, 3, CancelTrainException),EarlyStoppingCallback(min_delta=99., patience=3),ShortEpochCallback(.3)
+@pytest.mark.parametrize('cb', late, ids=lambda c: f'{type(c).__name__}')
+def test_a_fit_that_ended_later_than_its_schedule_counts(cb):
+    EndsIn.fits = 0
+    path = compression_path(images(), [.5], epochs=4, lr=1e-2, seconds=.01, cbs=cb)
+    assert .5*path.to_frame().MACs.dense - path.to_frame().MACs['macs=0.5'] < 4*27*64 # a filter of the first two layers, about
+
+def test_a_feature_path_takes_no_fit_that_ended_early(tmp_path):
+    learn = table().add_cb(EndsIn(2, 0))
+    EndsIn.fits = -1 # the dense one
+    with pytest.raises(ValueError, match='the fit to 2 inputs ended in epoch 0 of 0 to 1, before InputPruneCallback had'): feature_path(learn, [3, 2], epochs=2, retrain=0, path=tmp_path)
+    assert {p.name for p in tmp_path.glob('*.json')}=={'dense.json','inputs_3.json'}
+
 def test_what_was_done_without_a_folder_is_kept_too():
     learn,args = images(),dict(epochs=2, lr=1e-2, seconds=.01)
     Stop.fits = 0

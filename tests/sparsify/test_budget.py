@@ -1,4 +1,5 @@
 "Budgets: what condensing leaves is within them, one unit less would not be, and what is impossible is said."
+import warnings
 import pytest, torch
 from fastai.basics import Callback, set_seed
 from fastai.callback.training import GradientAccumulation
@@ -179,3 +180,24 @@ def test_bad_input():
     with pytest.raises(ValueError, match='fraction of zeros'): InputPruneCallback(Budget(macs=.5))
     set_seed(0)
     with pytest.raises(ValueError, match='but the least that'): fit(learner(cnn(), shape=(3,8,8)), 1, SparsifyCallback(Budget(params=1e-4), 'filter'))
+
+@pytest.mark.parametrize('budget', [Budget(macs=.4), Budget(params=.5)], ids=str)
+def test_a_budget_is_of_the_dense_network_in_all_fits_of_a_callback(budget):
+    "`fine_tune` has two fits; the second one begins with a network that has shrunk, and has nothing left to do, as with masks."
+    def _tuned(*cbs):
+        set_seed(0)
+        learn = learner(cnn(), n=48, shape=(3,8,8), splitter=lambda m: [list(m[:3].parameters()), list(m[3:].parameters())])
+        with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+            warnings.filterwarnings('error', '.*a fit before has left') # what is said of a share of what is left
+            learn.fine_tune(2, 1e-2, cbs=[SparsifyCallback(budget, 'filter', 'global'), *cbs])
+        return counted(learn.model)
+    (masked,whole),(narrow,_) = _tuned(),_tuned(CondenseCallback())
+    assert within(masked, budget.limits(**whole)) and narrow==masked
+
+@pytest.mark.parametrize('kwargs,message', [(dict(), 'but the least that'), (dict(start_epoch=1), 'but the least that'), (dict(granularity='weight'), 'condensing takes out whole units only')], ids=str)
+def test_what_cannot_be_is_told_before_anything_is_trained(kwargs, message):
+    set_seed(0)
+    learn = learner(cnn(), shape=(3,8,8))
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message): fit(learn, 2, SparsifyCallback(Budget(params=1e-4), **{'granularity':'filter', **kwargs}))
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())

@@ -13,6 +13,7 @@ from ...core.layer_sizes import put_tensors, units_dim
 from ...core.plain_layers import become_layer
 from .attention import NarrowAttention, narrow_attention
 from .branches import Widened, become_wide
+from .encoders import take_no_shortcuts
 from .constants import Constant, replace_module
 from .norms import NarrowNorm, become_narrow
 from .open_sizes import OpenSizes, become_open
@@ -70,3 +71,4 @@ def rebuild(
     for n,attrs in plan['sizes'].items():
         own = vars(model.get_submodule(n))
         own.update({k:type(v)(attrs[k]) for k,v in own.items() if k in attrs}) # by names that the module has
+    take_no_shortcuts(model)
