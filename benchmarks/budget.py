@@ -22,6 +22,15 @@ by_filter = '''resnet18 resnet50 wide_resnet50_2 resnext50_32x4d vgg11_bn vgg16 
     mobileone_s0 repvgg_a0 hrnet_w18_small dpn48b rexnet_100 xception41'''.split()
 by_neuron = 'vit_b_16 swin_t swin_v2_t convnext_tiny mixer_s32_224 deit_tiny_distilled_patch16_224 beit_base_patch16_224 gmlp_ti16_224'.split()
 
+def one_more(search, dead, kind, n=8):
+    "The least that is left if one more unit lives, of those groups whose units cost least by their weights."
+    costs = [float(c[d].min()) if d.any() else math.inf for c,d in zip(search.unit_costs(dead)[kind], dead)]
+    def _left(i):
+        more = [d.clone() for d in dead]
+        more[i][dead[i].nonzero()[0]] = False
+        return search.left(more)[kind]
+    return min([_left(i) for i in sorted(range(len(dead)), key=costs.__getitem__)[:n] if dead[i].any()], default='')
+
 def row(cell):
     "What comes of it if a network is asked for what its cell of the table says."
     name,granularity,context,kind,share = cell.values()
@@ -37,7 +46,7 @@ def row(cell):
         except ValueError as e:
             if 'but the least' not in str(e): raise
             return dict(found, least=search.left(search.dead_at(search.last()))[kind], asked=search.asked, seconds=round(perf_counter()-start, 2))
-        found.update(predicted=search.left(dead)[kind], asked=search.asked, one_less=search.left(search.before)[kind])
+        found.update(predicted=search.left(dead)[kind], asked=search.asked, one_less=search.left(search.before)[kind], one_more=one_more(search, dead, kind))
         sp.sparsify(budget)
         found.update(seconds=round(perf_counter()-start, 2), reached=round(sp.reached, 4))
         r = Condenser(model, x).condense().report
@@ -46,7 +55,7 @@ def row(cell):
 
 def main():
     names = [a for a in sys.argv[1:] if a[0]!='-'] or [*by_filter,*by_neuron]
-    table = table_of('budget', 'network granularity context budget share', 'limit predicted counted one_less least whole error reached asked seconds failure seed')
+    table = table_of('budget', 'network granularity context budget share', 'limit predicted counted one_less one_more least whole error reached asked seconds failure seed')
     done = set(map(table.key, table.rows()))
     with Appender(table, table.path) as append:
         for name in names[:2] if quick else names:

@@ -32,23 +32,26 @@ class UnitMacs:
         self.groups,self.params = groups,dict(model.named_parameters(remove_duplicate=False))
         self.uses = _uses({n:p for n,p in self.params.items() if p.ndim>1}, trace_sample(model, sample))
 
-    def now(self) -> dict: # key of a group -> (n,), multiply-accumulates for an item
+    def now(self,
+        macs:bool=True # or the weights that go with each unit?
+    ) -> dict: # key of a group -> (n,), multiply-accumulates for an item, or weights
         "The multiply-accumulates that go with each unit."
         made = {s.param:_share(s, g.alive) for g in self.groups for s in g.weights}
-        return {g.key:self._of(g, made) for g in self.groups}
+        uses = self.uses if macs else dict.fromkeys(self.params, 1)
+        return {g.key:self._of(g, made, uses) for g in self.groups}
 
-    def _of(self, group, made):
+    def _of(self, group, made, uses):
         total = torch.zeros(group.n, device=group.alive.device)
         for s in group.weights:
             live = s.live_across()
-            total += self._in(s, group.n)*(1. if live is None else live.float().mean())
-        for s in group.beyond: total += self._in(s, group.n)*made.get(s.param, 1.)
+            total += self._in(s, group.n, uses)*(1. if live is None else live.float().mean())
+        for s in group.beyond: total += self._in(s, group.n, uses)*made.get(s.param, 1.)
         return total
 
-    def _in(self, s, n):
+    def _in(self, s, n, uses):
         "What goes with each unit in a weight that is whole along its other dimensions."
         k,p = n if s.rows is None else len(s.rows),self.params[s.param]
-        return s.collect(torch.full((k,), self.uses[s.param]*p.numel()/max(1, k), device=p.device), n)
+        return s.collect(torch.full((k,), uses[s.param]*p.numel()/max(1, k), device=p.device), n)
 
 def _uses(matrices, traced):
     "How often each weight is multiplied with something for an item; one that is computed is known by its module."

@@ -57,6 +57,33 @@ def test_within_and_one_unit_less_is_not(make, context, budget):
     fresh = Sparsifier(net(make), 'filter', context, sample=x)
     assert not within(BudgetSearch(fresh, budget).left(one_less(sp.search.now, fresh)), limits)
 
+@pytest.mark.parametrize('budget', budgets, ids=str)
+@pytest.mark.parametrize('context', ['global','local','macs',None])
+@pytest.mark.parametrize('make', [Residual, cnn])
+def test_one_more_unit_of_any_group_would_be_over(make, context, budget):
+    sp = Sparsifier(net(make), 'filter', context, sample=x)
+    search = BudgetSearch(sp, budget)
+    try: dead = search.find()
+    except ValueError: return # impossible, which another test looks at
+    assert within(search.left(dead), search.limits)
+    for i,d in enumerate(dead):
+        for u in d.nonzero()[:,0]:
+            more = [o.clone() for o in dead]
+            more[i][u] = False
+            assert not within(search.left(more), search.limits), (sp.groups[i].name, int(u))
+
+@pytest.mark.parametrize('round_to', [2,4])
+def test_as_many_more_as_are_asked_for_would_be_over(round_to):
+    sp = Sparsifier(net(), 'filter', sample=x, round_to=round_to)
+    search = BudgetSearch(sp, Budget(macs=.4))
+    dead = search.find()
+    assert all(int((~d).sum())%round_to==0 for d in dead)
+    for i,d in enumerate(dead):
+        if not d.any(): continue
+        more = [o.clone() for o in dead]
+        more[i][d.nonzero()[:round_to,0]] = False
+        assert within(search.left(dead), search.limits) and not within(search.left(more), search.limits)
+
 def _impossible(left, budget, whole): assert not within(left, budget.limits(**whole))
 
 def one_less(dead, fresh):
