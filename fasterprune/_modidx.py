@@ -3413,6 +3413,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                  'fasterprune.studies.pretraining.pretrained': ( 'studies/pretraining.html#pretrained',
                                                                                                  'fasterprune/studies/pretraining.py'),
                                                  'fasterprune.studies.pretraining.sparsity_at_loss': ( 'studies/pretraining.html#sparsity_at_loss',
+                                                                                                       'fasterprune/studies/pretraining.py'),
+                                                 'fasterprune.studies.pretraining.with_counterpart': ( 'studies/pretraining.html#with_counterpart',
                                                                                                        'fasterprune/studies/pretraining.py')},
             'fasterprune.studies.schedule_ends': { 'fasterprune.studies.schedule_ends._cells': ( 'studies/schedule_ends.html#_cells',
                                                                                                  'fasterprune/studies/schedule_ends.py'),

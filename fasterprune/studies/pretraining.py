@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sparsities', 'low', 'few', 'grids', 'lite', 'epochs', 'imagenet_epochs', 'imagenet_lr', 'n_source', 'starts',
-           'study_pretraining', 'halves', 'only_one', 'pretrained', 'curve', 'sparsity_at_loss', 'losses_by_seed',
-           'losses', 'differences', 'differences_table', 'claim', 'plot_curves']
+           'study_pretraining', 'halves', 'only_one', 'pretrained', 'curve', 'sparsity_at_loss', 'with_counterpart',
+           'losses_by_seed', 'losses', 'differences', 'differences_table', 'claim', 'plot_curves']
 
 # %% ../../nbs/studies/07_pretraining.ipynb #f612ec25
 import os
@@ -162,6 +162,13 @@ def sparsity_at_loss(
     i = next((i for i in range(1, len(s)) if fall[i]>loss), None)
     return s[-1] if i is None else s[i-1] + (s[i]-s[i-1])*(loss-fall[i-1])/(fall[i]-fall[i-1])
 
+def with_counterpart(
+    df:pd.DataFrame # runs
+) -> pd.DataFrame: # those of them that are compared
+    "Runs whose settings and seed a fine-tuned network has and another one, so that curves have the same points."
+    cell = df.groupby(['network','data','source','granularity','sparsity','seed'], dropna=False).start
+    return df[cell.transform(lambda s: 'fine-tuned' in set(s) and s.nunique()>1).astype(bool)]
+
 def losses_by_seed(
     df:pd.DataFrame, # runs of one network, data set, source and start
     granularity:str
@@ -181,7 +188,7 @@ def losses(
     (mean and interval over the seeds) and the lead over the dense network from scratch is gone, and accuracy at the
     highest sparsity."""
     rows = []
-    for (n,d,source),part in df.groupby(['network','data','source'], sort=False):
+    for (n,d,source),part in with_counterpart(df).groupby(['network','data','source'], sort=False):
         for g in sparsities:
             curves = {start:curve(part[part.start==start], g) for start in starts}
             if min(len(curves[k]) for k in ('scratch','fine-tuned'))<2: continue
@@ -232,7 +239,7 @@ def claim(
     """Can a fine-tuned network be pruned more? By how much more sparsity it loses its first point, paired by seed; the
     verdict is never stronger than the weakest network."""
     found = {}
-    for key,part in df[df.source==source].groupby(['network','data'], sort=False):
+    for key,part in with_counterpart(df[df.source==source]).groupby(['network','data'], sort=False):
         a,b = (losses_by_seed(part[part.start==k], granularity) for k in ('fine-tuned',other))
         if len(both := (a-b).dropna()): found[key] = interval(both)
     return verdict(found.values()),found
