@@ -20,8 +20,8 @@ class Budget:
     "What may be left of a network after `condense()`: one of these, or several that all hold; `None`: no limit."
     macs: float|None = None     # share of the dense network's multiply-accumulates for an item, in (0,1]
     params: float|None = None   # share of its parameters, in (0,1]
-    max_macs: float|None = None # multiply-accumulates for an item, above 0
-    max_params: float|None = None # parameters, above 0
+    max_macs: float|None = None # multiply-accumulates for an item, 1 or more
+    max_params: float|None = None # parameters, 1 or more
 
     def __post_init__(self):
         said = {f.name:v for f in fields(self) if (v := getattr(self, f.name)) is not None}
@@ -29,7 +29,8 @@ class Budget:
         for k,v in said.items():
             number = isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v) and v>0
             if k.startswith('max_'):
-                if not number: raise ValueError(f'{k}={v!r}: it is how many may be left, above 0, such as {k}=2e6')
+                hint = f'for a share write {k[4:]}={v:g}' if number and v<1 else f'such as {k}=2e6'
+                if not (number and v>=1): raise ValueError(f'{k}={v!r}: it is how many may be left, 1 or more; {hint}')
             elif not (number and v<=1):
                 hint = f'write {v/100:g} for {v:g} %' if number and v<=100 else f'such as {k}=.5 for half'
                 raise ValueError(f'{k}={v!r}: it is the share that may be left, above 0 and at most 1; {hint}')
@@ -46,6 +47,7 @@ class Budget:
     def __str__(self):
         said = [(f.name, v) for f in fields(self) if (v := getattr(self, f.name)) is not None]
         return 'Budget(' + ', '.join(f'{k}={v:.12g}' for k,v in said) + ')'
+    __repr__ = __str__
 
 # %% ../../nbs/condense/18_budget.ipynb #3845c923
 class Costs:

@@ -51,8 +51,9 @@ class CondenseReport:
             change('MACs', self.macs_before, self.macs_after),
             change('inputs', self.inputs_before, self.inputs_after), error, '']
         if not self.removed: lines.append('Nothing could be removed: the network is an equal copy.')
-        if not self.removed and not self.kept: lines.append('No unit of it is zero. If some were, a later fit has '
-            'changed them: `KeepZeros` holds them.')
+        if not self.removed and not self.kept: lines.append('No unit of it is zero. If some were, they have '
+            'been taken out before, or a later fit has changed them: `KeepZeros` holds them.')
+        if not self.removed: lines.append('')
         def width(l, k): return f"{l[f'{k}_before']} -> {l[f'{k}_after']}"
         rows = [('layer','inputs','outputs')]
         rows += [(l['layer'] or 'the model', width(l, 'inputs'), width(l, 'outputs')) for l in self.layers]

@@ -32,6 +32,8 @@ def check_sparsity(
     if number and 0 <= sparsity < 1: return sparsity
     hint = 'e.g. 0.5 for half of the units, 0.99 for almost all'
     if number and 2 <= sparsity < 100: hint = f'write {sparsity/100:g} for {sparsity:g} %'
+    if isinstance(sparsity, Budget): hint = f'a budget is for a whole network, as in SparsifyCallback({sparsity})'
+    if isinstance(sparsity, (list,tuple)): hint = 'give one, or a dict such as {"layer1*": 0.5}'
     raise ValueError(f'sparsity {sparsity!r} for {name}: '
         f'it is the fraction of zeros, at least 0 and less than 1; {hint}')
 

@@ -175,7 +175,8 @@ class SparsifyCallback(MaskCallback):
         if self.sparsifier is None: raise ValueError('nothing has been trained yet: plot after a fit')
         ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1] if ax is None else ax
         groups,xs = self.sparsifier.groups,[h[0] for h in self.history]
-        targets = {id(g[0]):s for g,s in self.sparsifier.pools(self.sparsity) if len(g)==1}
+        pools = [] if isinstance(self.sparsity, Budget) else self.sparsifier.pools(self.sparsity)
+        targets = {id(g[0]):s for g,s in pools if len(g)==1}
         for i,(g,style) in enumerate(zip(groups, layer_styles([g.name for g in groups]))):
             ax.plot(xs, [float(h[i]) for h in self.layer_history], **style)
             if id(g) in targets: ax.plot(*self._wanted(targets[id(g)], g.start/g.n), ':', c=style['c'])

@@ -147,7 +147,7 @@ def test_a_folder_of_other_arguments_is_refused_by_name(other, message, kept):
     with pytest.raises(ValueError, match=message): compression_path(images(), **{**kept, **other})
 
 def test_a_folder_of_another_network_is_refused_by_name(kept):
-    with pytest.raises(ValueError, match='network='): compression_path(images(seed=1), **kept)
+    with pytest.raises(ValueError, match='holds a path of another network, or of other weights'): compression_path(images(seed=1), **kept)
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):

@@ -218,5 +218,6 @@ def test_a_model_without_zeros_gives_an_equal_learner():
     learn = pair()
     small = learn.condense()
     assert same(tensors(learn), tensors(small)) and small.condensed.report.removed=={} and 'Nothing could be removed' in str(small.condensed.report)
+    assert 'taken out before, or a later fit has changed them: `KeepZeros` holds them.\n\nlayer' in str(small.condensed.report)
     fit(small, 1)
     assert not same(tensors(learn), tensors(small))

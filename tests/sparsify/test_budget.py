@@ -200,6 +200,12 @@ def test_a_criterion_that_draws_draws_once():
         found.append(torch.cat(sp.search.now))
     assert any(not torch.equal(found[0], f) for f in found)
 
+def test_a_plot_knows_no_sparsity_that_a_budget_wants_of_a_layer():
+    cb = SparsifyCallback(Budget(macs=.5), 'filter', 'local')
+    learn = learner(cnn(), shape=(3,8,8))
+    fit(learn, 1, cb)
+    assert len(cb.plot_sparsity().lines)==len(cb.sparsifier.groups)+1 # a line for each layer, and that of all
+
 def test_bad_input():
     for granularity in ('weight','kernel','2:4'):
         with pytest.raises(ValueError, match='condensing takes out whole units only'): Sparsifier(cnn(), granularity, layers='3', sample=x).sparsify(Budget(macs=.5))
