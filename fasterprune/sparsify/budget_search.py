@@ -13,6 +13,7 @@ import numpy as np
 from fastai.basics import no_random
 
 from ..condense.budget import Budget, Costs
+from .layer_filter import by_choice
 from .unit_macs import UnitMacs
 
 # %% ../../nbs/sparsify/25_budget_search.ipynb #4495cd5e
@@ -154,12 +155,15 @@ class BudgetSearch:
         return self._step_by_step(self.dead_at(low), self.dead_at(high), verify)
 
     def _too_little(self, last):
-        wanted = ' and '.join(f'{most:,} {k}' for k,most in self.limits.items())
-        least = ' and '.join(f'{last[k]:,} {k} ({last[k]/self.whole[k]:.2g} of the dense network)' for k in self.limits)
-        sp = self.sparsifier
+        sp,said = self.sparsifier,dict(macs='MACs', params='parameters')
+        wanted = ' and '.join(f'{most:,} {said[k]}' for k,most in self.limits.items())
+        least = ' and '.join(f'{last[k]:,} {said[k]} ({last[k]/self.whole[k]:.2g} of the dense network)'
+            for k in self.limits)
+        ways,dense = ['ask for more'],[repr(n) for n,why in sp.left_dense.items() if why in by_choice]
+        if dense: ways.append(f'let more layers take part (left dense: {", ".join(dense)})')
+        if sp.min_units>1: ways.append(f'lower min_units={sp.min_units}')
         return (f'{self.budget} is {wanted}, but the least that {sp.granularity} units leave with context '
-            f'{self.context!r} is {least}: ask for more, or let more layers take part (left dense: '
-            f'{", ".join(map(repr, sp.left_dense)) or "none"})')
+            f'{self.context!r} is {least}: {", or ".join(ways)}')
 
     def _bracket(self, low, high, verify):
         "Two places, few units apart, of which one is over the budget and the other within."

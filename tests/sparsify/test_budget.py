@@ -186,6 +186,17 @@ def test_an_error_is_one_again():
     for _ in range(2):
         with pytest.raises(ValueError, match='but the least that'): sp.sparsify(Budget(macs=1e-6))
 
+def test_the_remedies_are_those_that_would_help():
+    "More for the budget; layers that were left out, but not the output; fewer units that have to stay."
+    def _said(budget=Budget(macs=.01), **kwargs):
+        with pytest.raises(ValueError, match='but the least that') as e: Sparsifier(net(cnn), 'filter', sample=x, **kwargs).sparsify(budget)
+        return str(e.value)
+    plain = _said()
+    assert plain.endswith(': ask for more') and 'MACs (' in plain
+    assert _said(Budget(params=.01)).count(' parameters')==2
+    assert _said(exclude='0').endswith(": ask for more, or let more layers take part (left dense: '0')")
+    assert _said(min_units=4).endswith(': ask for more, or lower min_units=4')
+
 def test_a_criterion_that_draws_draws_once():
     "All places that are asked for are of one order, another one for each seed; what is left is within the budget."
     found = []
