@@ -125,8 +125,8 @@ class StepFolder:
     def _check_settings(self, settings):
         for k in sorted(settings.keys() | self.settings.keys()):
             a,b = settings.get(k),self.settings.get(k)
-            if a!=b and k=='network': raise ValueError(f'{str(self.path)!r} holds a path of another network, or of other '
-                'weights: take another folder, or the network that it began with')
+            if a!=b and k=='network': raise ValueError(f'{str(self.path)!r} holds a path of another network, or of '
+                'other weights: take another folder, or the network that it began with')
             if a!=b: raise ValueError(f'{str(self.path)!r} holds a path with {k}={_short(a)}, but this one has '
                 f'{k}={_short(b)}: take another folder, or the same settings')
 
