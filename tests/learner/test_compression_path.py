@@ -168,7 +168,7 @@ def test_a_damaged_step_is_done_again(end, tmp_path):
     assert all(map(same, was, weights(again)))
 
 bad = dict(no_budgets=(dict(budgets=[]), 'budgets names none'), percent=(dict(budgets=[50]), r'macs=50: .*above 0 and at most 1; write 0.5 for 50 %'), text=(dict(budgets=['half']), "macs='half'"),
-    too_small=(dict(budgets=[.7,.001]), r'Budget\(macs=0.001\) is .* macs, but the least that filter units leave .* is .* macs'), epochs=(dict(epochs=0), 'epochs=0: it is 1 or more'),
+    too_small=(dict(budgets=[.7,.001]), r'Budget\(macs=0.001\) is .* MACs, but the least that filter units leave .* is .* MACs'), epochs=(dict(epochs=0), 'epochs=0: it is 1 or more'),
     fit=(dict(fit='fit_two_cycles'), "fit='fit_two_cycles' is no method of a Learner"), weights=(dict(granularity='weight'), "condensing takes out whole units only"),
     context=(dict(context='here'), "context 'here' is not known"), condense=(dict(cbs=CondenseCallback()), 'leave `CondenseCallback` out'), best=(dict(cbs=SaveModelCallback()), '`SaveModelCallback` would load an epoch'))
 

@@ -178,7 +178,7 @@ def test_to_ask_changes_nothing():
     sp = Sparsifier(model, 'filter', sample=x)
     sp.sparsify(.2)
     before,reached = {k:v.clone() for k,v in model.state_dict().items()},sp.reached
-    with pytest.raises(ValueError, match=r'Budget\(macs=1e-06\) is 0 macs, but the least that filter units leave'): sp.sparsify(Budget(macs=1e-6))
+    with pytest.raises(ValueError, match=r'Budget\(macs=1e-06\) is 0 MACs, but the least that filter units leave'): sp.sparsify(Budget(macs=1e-6))
     assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items()) and sp.reached==reached
 
 def test_an_error_is_one_again():
