@@ -317,13 +317,14 @@ class Bench:
     def __init__(self, folder, workers=1, minutes=0, only=()):
         (self.final,self.trials),self.workers = tables(folder),workers
         self.end,self.names = time.time()+60*minutes if minutes else math.inf,only or [*methods]
-        self.about = dict(command=' '.join(['python', 'benchmarks/accuracy.py', *sys.argv[1:]]), **circumstances(*packages))
+        self.about = circumstances(*packages)
 
     def do_all(self, table, jobs, part, basis='', epochs=None):
         "The runs of one stage; a row for each as it ends."
         with Appender(table, table.path) as append:
             for row in self.one_by_one(jobs, part, epochs) if self.workers==1 else self.in_processes(jobs, part, epochs):
-                append({**dict.fromkeys(table.columns, ''), **row, 'part':part, 'basis':basis, **self.about})
+                command = f'python benchmarks/accuracy.py --setting {row["setting"]}' # not what this run was told of folders and time
+                append({**dict.fromkeys(table.columns, ''), **row, 'part':part, 'basis':basis, 'command':command, **self.about})
                 print(time.strftime('%H:%M:%S'), part, *[f'{row[k]:.4g}' if isinstance(row[k], float) else row[k] for k in
                     ('setting','method','budget','seed','constants','accuracy','macs_share','seconds','why') if k in row], flush=True)
 

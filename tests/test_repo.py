@@ -129,6 +129,17 @@ def test_only_what_belongs_here_is_tracked():
     tracked = [root/o for o in r.stdout.splitlines()]
     assert tracked and {p.name for p in tracked if p.suffix not in kinds}==set() and {p.name for p in tracked if p.exists() and p.stat().st_size>1e6}==set()
 
+def test_no_path_of_a_machine():
+    "In no tracked file that is text, tables of results included."
+    r = subprocess.run(['git','ls-files'], cwd=root, capture_output=True, text=True)
+    if r.returncode: pytest.skip('needs git and the repository')
+    absolute,found = re.compile(r'(?<![\w.~}/-])/(?:home|root|Users|work|check|mnt|data|opt|srv|scratch)/[\w.-]+'),{}
+    assert absolute.search('--out /work/out') and absolute.search('"/home/me/x.csv"') and not absolute.search('sparsify/work/out ~/work/x https://a.b/work/c')
+    for p in [root/o for o in r.stdout.splitlines()]:
+        if p.suffix in {'.pickle','.safetensors'} or not p.exists() or p.samefile(__file__): continue
+        if m := absolute.search(p.read_text(encoding='utf-8')): found[p.relative_to(root).as_posix()] = m[0]
+    assert not found
+
 def test_one_version():
     "The same in settings.ini, the package, the changelog and what is installed."
     v = cfg['version']
