@@ -2313,6 +2313,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'fasterprune/sparsify/budget_search.py'),
                                                     'fasterprune.sparsify.budget_search.BudgetSearch._too_little': ( 'sparsify/budget_search.html#budgetsearch._too_little',
                                                                                                                      'fasterprune/sparsify/budget_search.py'),
+                                                    'fasterprune.sparsify.budget_search.BudgetSearch._zeroed': ( 'sparsify/budget_search.html#budgetsearch._zeroed',
+                                                                                                                 'fasterprune/sparsify/budget_search.py'),
                                                     'fasterprune.sparsify.budget_search.BudgetSearch.check': ( 'sparsify/budget_search.html#budgetsearch.check',
                                                                                                                'fasterprune/sparsify/budget_search.py'),
                                                     'fasterprune.sparsify.budget_search.BudgetSearch.dead_at': ( 'sparsify/budget_search.html#budgetsearch.dead_at',
