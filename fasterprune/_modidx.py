@@ -127,6 +127,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fasterprune/condense/condenser.py'),
                                                 'fasterprune.condense.condenser._hidden': ( 'condense/condenser.html#_hidden',
                                                                                             'fasterprune/condense/condenser.py'),
+                                                'fasterprune.condense.condenser._outlasts_training': ( 'condense/condenser.html#_outlasts_training',
+                                                                                                       'fasterprune/condense/condenser.py'),
                                                 'fasterprune.condense.condenser._own_memory': ( 'condense/condenser.html#_own_memory',
                                                                                                 'fasterprune/condense/condenser.py')},
             'fasterprune.condense.file_checks': { 'fasterprune.condense.file_checks._check_constant': ( 'condense/file_checks.html#_check_constant',
