@@ -3,8 +3,8 @@ Writes results/budget.csv, row by row: what is there already stays.
 
     python benchmarks/budget.py [--quick] [names ...]
 
-For each: what was predicted, what condensing a copy has left, with outputs compared, and what would be left if one unit less had died. Where a budget is below what is possible, the least. Some hours on one core."""
-import sys, warnings
+For each: what was predicted, what condensing a copy has left, with outputs compared, and the least that would be left if one unit more lived. Where a budget is below what is possible, the least. Some hours on one core."""
+import math, sys, warnings
 from time import perf_counter
 
 warnings.simplefilter('ignore')
@@ -45,8 +45,8 @@ def row(cell):
         try: dead = search.find()
         except ValueError as e:
             if 'but the least' not in str(e): raise
-            return dict(found, least=search.left(search.dead_at(search.last()))[kind], asked=search.asked, seconds=round(perf_counter()-start, 2))
-        found.update(predicted=search.left(dead)[kind], asked=search.asked, one_less=search.left(search.before)[kind], one_more=one_more(search, dead, kind))
+            return dict(found, least=search.left(search.dead_at(search.last))[kind], asked=search.asked, seconds=round(perf_counter()-start, 2))
+        found.update(predicted=search.left(dead)[kind], asked=search.asked, one_more=one_more(search, dead, kind))
         sp.sparsify(budget)
         found.update(seconds=round(perf_counter()-start, 2), reached=round(sp.reached, 4))
         r = Condenser(model, x).condense().report
@@ -55,7 +55,7 @@ def row(cell):
 
 def main():
     names = [a for a in sys.argv[1:] if a[0]!='-'] or [*by_filter,*by_neuron]
-    table = table_of('budget', 'network granularity context budget share', 'limit predicted counted one_less one_more least whole error reached asked seconds failure seed')
+    table = table_of('budget', 'network granularity context budget share', 'limit predicted counted one_more least whole error reached asked seconds failure seed')
     done = set(map(table.key, table.rows()))
     with Appender(table, table.path) as append:
         for name in names[:2] if quick else names:

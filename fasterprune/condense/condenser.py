@@ -12,12 +12,14 @@ import torch
 from fastai.basics import store_attr
 from torch import Tensor, nn
 
-from ..core.batches import as_tuple, first_items, is_dense, map_tensors, selected, storage_of
+from ..core.batches import all_tensors, as_tuple, first_items, is_dense, map_tensors, selected, storage_of
+from ..core.batches import tensors_in
 from ..core.checks import check_copyable, check_model
 from ..core.ranks import distributed_in, unwrapped
 from ..core.plain_layers import make_plain
 from ..graph.costs import count_macs, n_params
 from ..graph.graph import Graph, trace_sample
+from ..graph.plain_layers import depending
 from .condensed import Condensed
 from .apply import apply_plan, new_sizes
 from .reasons import Reasons
@@ -46,6 +48,7 @@ class Condenser:
         self.sample = table_inputs(model, as_tuple(sample))
         check_copyable(model)
         self.traced,self.form = trace_sample(model, self.sample),_form_of(model) # an error here rather than later
+        self.lasts = _outlasts_training(self.traced, model)
 
     @property
     def graph(self) -> Graph:
@@ -62,7 +65,7 @@ class Condenser:
         inplace:bool=False # change `model` itself once all is verified? Old losses can't be differentiated then
     ) -> Condensed:
         "The small network; a `ValueError` if even an unchanged copy differs from the model."
-        traced = self.traced if _form_of(self.model)==self.form else None # it may have changed since
+        traced = self.traced if self.lasts and _form_of(self.model)==self.form else None # it may have changed since
         self.search = Search(self.model, self.sample, traced, self.inputs, self.round_to, self.constants, self.expand)
         found,error = self.search.find(verify)
         report,self.found = self._report(found, error),found
@@ -101,6 +104,14 @@ def _hidden(model):
 def _form_of(model):
     "The tensors that a model has, and their shapes."
     return [(n, id(t), t.shape) for n,t in model.state_dict(keep_vars=True).items()]
+
+def _outlasts_training(traced, model):
+    "Is a trace the same for other values of parameters: does it hold nothing that is computed of them alone?"
+    stored = [*model.parameters(),*model.buffers()]
+    memory,(_,varying) = set(map(storage_of, filter(is_dense, stored))),depending(traced.ops, all_tensors(traced.seen))
+    def _is_view(o): return isinstance(o.out, Tensor|tuple|list) and all(storage_of(t) in memory for t in tensors_in(o.out))
+    computed = [o for o in depending(traced.ops, stored)[0] if not any(id(t) in varying for t in o.operands)]
+    return all(map(_is_view, computed))
 
 def _own_memory(
     model:nn.Module, # a copy that may share memory with `other`; changed

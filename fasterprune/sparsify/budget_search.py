@@ -8,6 +8,7 @@ __all__ = ['last_stretch', 'margin', 'between_looks', 'nearly', 'BudgetSearch']
 # %% ../../nbs/sparsify/25_budget_search.ipynb #025ca1c2
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 
 import numpy as np
 from fastai.basics import no_random
@@ -36,9 +37,9 @@ class BudgetSearch:
         state:dict=None # what `state_dict` gave, to go on from; `None`: begin, and ask what is left now
     ):
         self.sparsifier,self.budget,self.costs,self.found,self.asked = sparsifier,budget,None,False,0
-        self.unit_macs = None # what goes with a unit, once that is asked
+        self.unit_macs = sparsifier.unit_macs # what goes with a unit; else counted once that is asked
         self.context = sparsifier.context_for(budget)
-        self.before = self.looked = None # the last place that was over the budget; how far the way was gone
+        self.looked = None # how far the way was gone when places were last asked for
         self.places,self.scores = {},None # by sparsity what is left there; of each group, `None`: as they are now
         if state is None: self._begin()
         else: self.places,self.looked,self.found = dict(state['places']),state['looked'],state['found']
@@ -72,16 +73,25 @@ class BudgetSearch:
 
     @contextmanager
     def _supposed(self, dead):
-        "As if these units were dead."
-        sp = self.sparsifier
-        alive,own = [g.state.alive for g in sp.groups],{s.param for g in sp.groups for s in g.weights+g.others}
-        before = {n:sp.params[n].detach().clone() for n in own}
+        "As if these units were dead; their weights stay."
+        groups = self.sparsifier.groups
+        alive = [g.state.alive for g in groups]
         try:
-            for g,d in zip(sp.groups, dead): g.state.alive = ~d
-            for n,m in sp.masks_of(sp.groups).items(): sp.params[n].detach().mul_(m)
+            for g,d in zip(groups, dead): g.state.alive = ~d
             yield
         finally:
-            for g,a in zip(sp.groups, alive): g.state.alive = a
+            for g,a in zip(groups, alive): g.state.alive = a
+
+    @contextmanager
+    def _zeroed(self, dead):
+        "As if these units were dead, and their weights zero."
+        sp = self.sparsifier
+        with self._supposed(dead): masks = sp.masks_of(sp.groups)
+        before = {n:sp.params[n].detach().clone() for n in masks}
+        try:
+            for n,m in masks.items(): sp.params[n].detach().mul_(m)
+            yield
+        finally:
             for n,p in before.items(): sp.params[n].detach().copy_(p)
 
     def left(self,
@@ -89,7 +99,7 @@ class BudgetSearch:
         verify:bool=False # compare outputs, too?
     ) -> dict: # 'macs' and 'params'
         "What condensing would leave."
-        with self._supposed(dead): return self._left(verify)
+        with self._zeroed(dead): return self._left(verify)
 
     def over(self,
         left:dict,       # 'macs' and 'params' that would be left
@@ -116,6 +126,7 @@ class BudgetSearch:
             for g,low in zip(groups, sp.full.choose(groups, k, self.scores)): dead[at[id(g)]] = low | dead[at[id(g)]]
         return dead
 
+    @cached_property
     def last(self) -> float:
         "The highest sparsity that leaves no layer empty."
         low,high = 0.,1.
@@ -131,7 +142,7 @@ class BudgetSearch:
         verify:bool=False # compare outputs, too?
     ):
         "A `ValueError` that says how much the last place leaves, if that is more than the budget."
-        self.places[end] = left = self.left(self.dead_at(end := self.last()), verify)
+        self.places[self.last] = left = self.left(self.dead_at(self.last), verify)
         if self.over(left) > 1: raise ValueError(self._too_little(left))
 
     def find(self
@@ -139,19 +150,16 @@ class BudgetSearch:
         """The first place within the budget, where no group has room for another unit; a `ValueError` if even the last
         one is not."""
         self._score()
-        start,dead,verify = self.now,self._first(False),False
-        left = self.left(dead, True)
-        if self.over(left) > 1: # outputs differ, so that more has to stay
-            dead,verify = self._first(True),True
-            left = self.left(dead, True)
+        for verify in (False,True):
+            dead = self._filled(self._first(verify), verify)
+            if verify or self.over(self.left(dead, True)) <= 1: break # else outputs differ, so that more has to stay
         self.found = True
-        return self._filled(dead, start, left, verify)
+        return dead
 
     def _first(self, verify):
-        start,end = self.now,self.last()
-        if self.over(self.left(start, verify)) <= 1: return start
+        if self.over(self.left(self.now, verify)) <= 1: return self.now
         self.check(verify)
-        low,high = self._bracket(0., end, verify)
+        low,high = self._bracket(0., self.last, verify)
         return self._step_by_step(self.dead_at(low), self.dead_at(high), verify)
 
     def _too_little(self, last):
@@ -184,7 +192,6 @@ class BudgetSearch:
             middle = (low+high)//2
             if self.over(self.left(_with(start, steps[:middle]), verify)) <= 1: high = middle
             else: low = middle
-        self.before = _with(start, steps[:low])
         return _with(start, steps[:high])
 
     def _steps(self, start, end):
@@ -196,9 +203,9 @@ class BudgetSearch:
             else: found += [(i, u) for u in more[self.scores[g.key][more].argsort()].split(1)]
         return found
 
-    def _filled(self, dead, start, left, verify):
+    def _filled(self, dead, verify):
         "Let live what still fits, of what dies only now: the best of each group, where most goes with them first."
-        open_groups = set(range(len(dead)))
+        start,left,open_groups = self.now,self.left(dead, verify),set(range(len(dead)))
         while True:
             found,costs = [],self.unit_costs(dead)
             for i in sorted(open_groups):
@@ -226,12 +233,7 @@ class BudgetSearch:
         "About what goes with each unit, by its weights."
         sp = self.sparsifier
         if self.unit_macs is None: self.unit_macs = UnitMacs(sp.model, sp.granularity, sp.groups, sp.sample)
-        alive = [g.state.alive for g in sp.groups]
-        try:
-            for g,d in zip(sp.groups, dead): g.state.alive = ~d
-            now = {k:self.unit_macs.now(k=='macs') for k in self.limits}
-        finally:
-            for g,a in zip(sp.groups, alive): g.state.alive = a
+        with self._supposed(dead): now = {k:self.unit_macs.now(k=='macs') for k in self.limits}
         return {k:[c[g.key] for g in sp.groups] for k,c in now.items()}
 
     def look_around(self,
@@ -239,11 +241,12 @@ class BudgetSearch:
     ):
         "Ask what is left along the rest of the way, by the scores as they are now."
         self._score()
-        if self.looked is None: at = [self.last()*x for x in (.25,.5,.75,1)]
+        if self.looked is None:
+            self.check()
+            at = [self.last*x for x in (.25,.5,.75)]
         else: at = [self._guess(self.limits_at(f)) for f in (1,(1+fraction)/2)]
-        self.places = {s:left for s,left in self.places.items() if s in (0.,self.last())}
-        for s in at: self.places[s] = left = self.left(self.dead_at(s))
-        if self.looked is None and self.over(self.places[at[-1]]) > 1: raise ValueError(self._too_little(left))
+        self.places = {s:left for s,left in self.places.items() if s in (0.,self.last)}
+        for s in at: self.places[s] = self.left(self.dead_at(s))
         self.looked = fraction
         self.places[s] = self.left(self.dead_at(s := self._guess(self.limits_at(1))))
 

@@ -222,6 +222,36 @@ def test_a_weight_that_depends_on_the_input_is_not_taken_for_one_that_is_compute
     c = condensed(standard(lambda i, o: Dynamic(i, o, 3, padding=1)), randn(2, 3, 9, 9), batches=())
     assert type(c.model.b) is Dynamic
 
+class Sealed(nn.Module):
+    "Cuts off at a number that it reads out of a buffer."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Linear(6, 16),nn.Linear(16, 3)
+        self.register_buffer('most', torch.tensor(2.))
+    def forward(self, x): return self.b(self.a(x).clamp(max=self.most.item()))
+
+def cut_off(m):
+    m.a.weight.data[::2],m.a.bias.data[::2] = 0,3 # constants, as large as the buffer lets them be
+    m.most.fill_(1.)
+
+later = dict(standard=(lambda: nn.Sequential(Hand(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], 0, 1, 2, 3)),
+    masked=(lambda: nn.Sequential(Inline(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], 0, 1, 2, 3)), number=(Sealed, cut_off))
+
+@pytest.mark.parametrize('back', [False,True])
+@pytest.mark.parametrize('name', later)
+def test_zeros_that_come_and_go_after_a_condenser_was_made(name, back):
+    "What was computed of other values is not taken for what it is now."
+    make,change = later[name]
+    net,x = make(),torch.randn(2, 6) if name=='number' else torch.randn(2, 3, 8, 8)
+    before = deepcopy(net.state_dict())
+    if back: change(net)
+    c = Condenser(net, x)
+    net.load_state_dict(before)
+    if not back: change(net)
+    small,fresh = c.condense(verify=False),Condenser(net, x).condense()
+    assert small.report.params_after==fresh.report.params_after and gap(net, small, x) <= 1e-5
+    assert (small.report.params_after<small.report.params_before)==(not back)
+
 class Wrapped(nn.Module):
     "What fastai's Learner takes for no part of itself."
     def __init__(self, net):
