@@ -109,7 +109,8 @@ def _outlasts_training(traced, model):
     "Is a trace the same for other values of parameters: does it hold nothing that is computed of them alone?"
     stored = [*model.parameters(),*model.buffers()]
     memory,(_,varying) = set(map(storage_of, filter(is_dense, stored))),depending(traced.ops, all_tensors(traced.seen))
-    def _is_view(o): return isinstance(o.out, Tensor|tuple|list) and all(storage_of(t) in memory for t in tensors_in(o.out))
+    def _is_view(o):
+        return isinstance(o.out, Tensor|tuple|list) and all(storage_of(t) in memory for t in tensors_in(o.out))
     computed = [o for o in depending(traced.ops, stored)[0] if not any(id(t) in varying for t in o.operands)]
     return all(map(_is_view, computed))
 

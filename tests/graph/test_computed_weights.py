@@ -234,8 +234,8 @@ def cut_off(m):
     m.a.weight.data[::2],m.a.bias.data[::2] = 0,3 # constants, as large as the buffer lets them be
     m.most.fill_(1.)
 
-later = dict(standard=(lambda: nn.Sequential(Hand(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], 0, 1, 2, 3)),
-    masked=(lambda: nn.Sequential(Inline(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], 0, 1, 2, 3)), number=(Sealed, cut_off))
+later = dict(standard=(lambda: nn.Sequential(Hand(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], range(4))),
+    masked=(lambda: nn.Sequential(Inline('masked', 3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), lambda m: dead(m[0], range(4))), number=(Sealed, cut_off))
 
 @pytest.mark.parametrize('back', [False,True])
 @pytest.mark.parametrize('name', later)

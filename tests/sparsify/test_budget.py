@@ -86,7 +86,7 @@ def test_as_many_more_as_are_asked_for_would_be_over(round_to):
 
 def test_outputs_are_compared_in_the_end():
     "As if more stayed than is dead once a certain unit lives, one that still fits by what is dead."
-    def _search(): return BudgetSearch(Sparsifier(net(), 'filter', sample=x), Budget(macs=.5))
+    def _search(): return BudgetSearch(Sparsifier(net(cnn), 'filter', sample=x), Budget(macs=.5))
     search = _search()
     dead = search.find()
     i,unit = next((i, int((a&~b).nonzero()[0])) for i,(a,b) in enumerate(zip(search._first(False), dead)) if (a&~b).any())
