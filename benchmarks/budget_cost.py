@@ -1,10 +1,11 @@
-"""What does a budget add to a fit? The time in which it is asked what condensing would leave, over all the rest of the fit, for half of the multiply-accumulates.
+"""What does a budget add to a fit? The time of the search for what has to die, over all the rest of the fit, for half of the multiply-accumulates.
 Writes results/budget_cost.csv, a row for each fit: what is there already stays. Ten minutes on one core. Needs the data folder (FASTERPRUNE_DATA).
 
     python benchmarks/budget_cost.py [--quick]
 
 A masked step costs what it costs with a sparsity, so that the rest of the fit is that of a fit with one."""
 import time, warnings
+from functools import wraps
 
 warnings.simplefilter('ignore')
 import torch, torchvision
@@ -22,16 +23,27 @@ cases = {'torchvision resnet18': (lambda: torchvision.models.resnet18(num_classe
     'resnet20, 8 to 32 channels': (lambda: resnet((3,16,16), 10, widths=(8,16,32), blocks=3), 16, 3000, 64)}
 
 class Clock:
-    "Adds up the time in which a search asks."
-    def __init__(self): self.seconds,self.times,self.ask = 0.,0,BudgetSearch._left
+    "Adds up the time that a search takes, and how often it asks what condensing would leave."
+    watched = '__init__','check','sparsity_at','find'
+    def __init__(self): self.seconds,self.asked,self.inside = 0.,0,False
     def __enter__(self):
+        self.plain = {n:getattr(BudgetSearch, n) for n in (*self.watched,'left')}
+        for n in self.watched: setattr(BudgetSearch, n, self.timed(self.plain[n]))
         def _left(*args, **kwargs):
-            start = time.process_time()
-            try: return self.ask(*args, **kwargs)
-            finally: self.seconds,self.times = self.seconds+time.process_time()-start,self.times+1
-        BudgetSearch._left = _left
+            self.asked += 1
+            return self.plain['left'](*args, **kwargs)
+        BudgetSearch.left = _left
         return self
-    def __exit__(self, *_): BudgetSearch._left = self.ask
+    def __exit__(self, *_):
+        for n,f in self.plain.items(): setattr(BudgetSearch, n, f)
+    def timed(self, f):
+        @wraps(f)
+        def _timed(*args, **kwargs):
+            if self.inside: return f(*args, **kwargs)
+            start,self.inside = time.process_time(),True
+            try: return f(*args, **kwargs)
+            finally: self.seconds,self.inside = self.seconds+time.process_time()-start,False
+        return _timed
 
 def row(name, epochs, seed):
     make,side,n,bs = cases[name]
@@ -41,7 +53,7 @@ def row(name, epochs, seed):
     start = time.process_time()
     with Clock() as clock, learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=SparsifyCallback(Budget(macs=.5), 'filter'))
     rest = time.process_time()-start-clock.seconds
-    return dict(steps=epochs*(n//bs), asked=clock.times, own_seconds=clock.seconds, rest_seconds=rest, own_over_rest=clock.seconds/rest)
+    return dict(steps=epochs*(n//bs), asked=clock.asked, own_seconds=clock.seconds, rest_seconds=rest, own_over_rest=clock.seconds/rest)
 
 def main():
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from fasterprune.sparsify import by_macs
 from fasterprune.core.warnings import FasterpruneWarning
 from fasterprune.sparsify.budget_search import BudgetSearch
 from fasterprune.sparsify.choosing import weigh
+from fasterprune.studies.networks import resnet
 from support.sparsity import cnn, fit, learner
 
 x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,6 +84,28 @@ def test_as_many_more_as_are_asked_for_would_be_over(round_to):
         more = [o.clone() for o in dead]
         more[i][d.nonzero()[:round_to,0]] = False
         assert within(search.left(dead), search.limits) and not within(search.left(more), search.limits)
+
+@pytest.mark.parametrize('mislead', [lambda w,whole: whole, lambda w,whole: 2*whole-w, lambda w,whole: w/50, lambda w,whole: w**2/whole])
+@pytest.mark.parametrize('budget', [Budget(macs=.5), Budget(macs=.6, params=.7)], ids=str)
+def test_weights_that_mislead_cost_questions_only(budget, mislead):
+    "What is found is the same, whatever weights say about what is left."
+    plain,other = [BudgetSearch(Sparsifier(net(), 'filter', sample=x), budget) for _ in range(2)]
+    by_weights = other.by_weights
+    other.by_weights = lambda dead: {k:mislead(w, other.whole[k]) for k,w in by_weights(dead).items()}
+    assert all(map(torch.equal, plain.find(), other.find())) and plain.asked<=other.asked<=45
+
+@pytest.mark.parametrize('context', ['global','local'])
+def test_few_places_are_asked_for(context):
+    "A network as deep as a ResNet-20: those that decide, and those that fill it up."
+    sp = Sparsifier(resnet((3,16,16), 10, widths=(8,16,32), blocks=3).eval(), 'filter', context, sample=torch.randn(2, 3, 16, 16))
+    for budget in (Budget(macs=.5), Budget(macs=.25), Budget(params=.3)):
+        search = BudgetSearch(sp, budget)
+        search.find()
+        assert search.asked <= 16, (budget, search.asked)
+    search.look_around() # the first time at the end of the way; then not at all
+    before = search.asked
+    search.look_around(.5)
+    assert search.asked==before
 
 def test_outputs_are_compared_in_the_end():
     "As if more stayed than is dead once a certain unit lives, one that still fits by what is dead."
