@@ -165,7 +165,7 @@ class Cannot(Exception): "A method cannot do this, and why."
 
 def dense(run, lr): run.fit(run.epochs, lr)
 
-def ours(run, lr, context=None, criterion='large_final', span='0-1', shrinking=False):
+def ours(run, lr, context=None, criterion=None, span='0-1', shrinking=False):
     start,end = map(float, span.split('-'))
     cb = SparsifyCallback(Budget(macs=run.budget), run.setting.granularity, context, criterion, start_epoch=start, end_epoch=end)
     run.model = run.fit(run.epochs, lr, [cb, *[CondenseCallback(inputs=False)]*shrinking]).condense(inputs=False).model
@@ -272,7 +272,7 @@ def torch_pruning(kind, **constants):
 
 methods = {
     'dense': Method(dense),
-    'fasterprune': Method(ours, dict(context=('local','global'), criterion=('large_final','taylor','bn_scale'), span=('0-1','0.3-1'))),
+    'fasterprune': Method(ours, dict(context=('local','global'), criterion=('group_magnitude','large_final','taylor'), span=('0-1','0.3-1'))),
     'fasterprune defaults': Method(ours, trials_of='fasterprune'),
     'fasterai': Method(by_fasterai, dict(schedule=('one_cycle','agp','cos'), context=('local','global'), criterion=('magnitude','normalized')), True),
     'torch-pruning magnitude': torch_pruning('magnitude', steps=(1,4)),

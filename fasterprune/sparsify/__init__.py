@@ -8,18 +8,18 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
            'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase',
            'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
-           'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes',
-           'Granularity', 'block', 'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups',
-           'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'by_macs', 'UnitMacs',
-           'get_context', 'BudgetSearch', 'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of',
-           'MaskCallback', 'SparsifyCallback', 'KeepZeros', 'RegularizeCallback', 'Sensitivity', 'sensitivity',
-           'Ticket', 'find_ticket', 'load_ticket']
+           'weight_change_relative', 'large_scaled', 'bn_scale', 'group_magnitude', 'get_criterion', 'weighted',
+           'granularities', 'axes', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups',
+           'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk',
+           'by_macs', 'UnitMacs', 'get_context', 'BudgetSearch', 'MaskState', 'Sparsifier', 'sparsity_report',
+           'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros', 'RegularizeCallback',
+           'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 
 # %% ../../nbs/sparsify/index.ipynb #cc98de58
 from .schedule import Schedule, agp, cosine, dense_sparse_dense, get_schedule, iterative
 from .schedule import linear, one_cycle, one_shot, schedules
 from .importance import Criterion, LayerInfo, bn_scale, criteria, criterion, fisher
-from .importance import get_criterion, lamp, large_final, large_init, large_init_large_final
+from .importance import get_criterion, group_magnitude, lamp, large_final, large_init, large_init_large_final
 from .importance import large_scaled, magnitude_increase, mean_score, movement, movmag
 from .importance import needs_of, size_of_sum, small_final, small_init
 from .importance import small_init_small_final, square_of_sum, squared_final, taylor
@@ -50,8 +50,8 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
     'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'updating_magnitude_increase',
     'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
-    'weight_change_relative', 'large_scaled', 'bn_scale', 'get_criterion', 'weighted', 'granularities', 'axes',
-    'Granularity', 'block',
+    'weight_change_relative', 'large_scaled', 'bn_scale', 'group_magnitude', 'get_criterion', 'weighted',
+    'granularities', 'axes', 'Granularity', 'block',
     'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
     'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'by_macs', 'UnitMacs', 'get_context', 'BudgetSearch',
     'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback',

@@ -38,6 +38,7 @@ class BudgetSearch:
         state:dict=None # what `state_dict` gave, to go on from; `None`: begin, and ask what is left now
     ):
         self.sparsifier,self.budget,self.costs,self.found,self.asked = sparsifier,budget,None,False,0
+        sparsifier.score_for(budget)
         self.context = sparsifier.context_for(budget)
         self.looked = None # how far the way was gone when it was last looked at
         self.places,self.scores = {},None # by sparsity about what is left; of each group, `None`: as they are now
@@ -64,10 +65,9 @@ class BudgetSearch:
 
     def _see(self):
         "Look at the network as it is now."
-        sp = self.sparsifier
-        if sp.sample is None: raise ValueError(f'{self.budget}: to see what condensing leaves, '
-            'give a batch as `sample`')
-        with no_random(): self.costs = Costs(sp.model, sp.sample)
+        if (sample := self.sparsifier.sample) is None:
+            raise ValueError(f'{self.budget}: to see what condensing leaves, give a batch as `sample`')
+        with no_random(): self.costs = Costs(self.sparsifier.model, sample)
 
     def _score(self):
         "Score all units once: a criterion may draw, and all places are to be of one order."

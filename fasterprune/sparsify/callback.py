@@ -17,7 +17,7 @@ from ..core.checkpoints import setting_text
 from ..condense.budget import Budget
 from .allocation import get_context, usual_context
 from .budget_search import BudgetSearch
-from .importance import get_criterion, large_final, may_draw, needs_of
+from .importance import get_criterion, may_draw, needs_of, usual_criterion
 from .granularity import Granularity, get_granularity
 from .layer_filter import matching, select_layers, stored_weights
 from .mask_callback import MaskCallback, max_points, thin_out
@@ -53,7 +53,7 @@ class SparsifyCallback(MaskCallback):
         sparsity,              # target: in [0,1), a dict from layer name or glob to such, or a `Budget` of what is left
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
         context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
-        criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
+        criterion:str|Callable=None, # which matter: a function `(weight, context) -> score`, its name; `None`: usual
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
@@ -66,7 +66,8 @@ class SparsifyCallback(MaskCallback):
     ):
         super().__init__(0. if isinstance(sparsity, Budget) else sparsity, schedule, every, start_epoch, end_epoch)
         self.sparsity = sparsity
-        self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
+        self.granularity = get_granularity(granularity)
+        self.criterion = get_criterion(criterion or usual_criterion(sparsity, self.granularity))
         self.reads_gradients,self.draws = 'gradient' in needs_of(self.criterion),may_draw(self.criterion)
         self.context = context or usual_context(sparsity, self.granularity)
         get_context(self.context)

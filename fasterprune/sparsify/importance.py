@@ -7,7 +7,8 @@ __all__ = ['Criterion', 'criteria', 'LayerInfo', 'mean_score', 'check_needs', 'c
            'squared_final', 'small_final', 'lamp', 'large_init', 'small_init', 'large_init_large_final',
            'small_init_small_final', 'magnitude_increase', 'movement', 'movmag', 'weight_change_relative',
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum',
-           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'may_draw', 'get_criterion']
+           'taylor', 'fisher', 'wanda', 'large_scaled', 'bn_scale', 'root_of_sum', 'group_magnitude', 'may_draw',
+           'usual_criterion', 'get_criterion']
 
 # %% ../../nbs/sparsify/02_importance.ipynb #11422c94
 from dataclasses import dataclass, fields
@@ -15,6 +16,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from ..condense.budget import Budget
 
 # %% ../../nbs/sparsify/02_importance.ipynb #6762b327
 @dataclass(frozen=True)
@@ -50,12 +53,15 @@ def criterion(
     needs:str='',          # names of what it reads in the context, separated by spaces
     unit=mean_score,       # score of a unit, from the sum over its weights and their number
     comparable:bool=False, # do scores mean the same in every layer?
-    pointwise:bool=False   # is a weight's score a function of it alone, 0 for 0? Then it is made where it is needed
+    pointwise:bool=False,  # is a weight's score a function of it alone, 0 for 0? Then it is made where it is needed
+    coupled:bool=False     # does what goes with a unit elsewhere count: weights that read it, scales of norms?
 ): # a decorator
     "Say what a criterion needs, and how its scores are to be taken; a `ValueError` if nobody can give it that."
     needs = check_needs(needs.split())
+    if coupled and not pointwise: raise ValueError('coupled=True is for a pointwise criterion: '
+        'of weights elsewhere nothing else is known')
     def _mark(f):
-        f.needs,f.unit,f.comparable,f.pointwise = needs,unit,comparable,pointwise
+        f.needs,f.unit,f.comparable,f.pointwise,f.coupled = needs,unit,comparable,pointwise,coupled
         return f
     return _mark
 
@@ -190,10 +196,21 @@ def bn_scale(weight, context):
     "Score filters and neurons by the scale of the norm behind them."
     return context.norm_scale.expand_as(weight)
 
+# %% ../../nbs/sparsify/02_importance.ipynb #010906fe
+def root_of_sum(total, n):
+    "The score of a unit is the root of the sum over its weights."
+    return total.sqrt()
+
+@criterion(unit=root_of_sum, pointwise=True, coupled=True)
+def group_magnitude(weight, context):
+    "Score units by the norm of all that goes with them: own weights, those that read them, scales of norms."
+    return weight**2
+
 # %% ../../nbs/sparsify/02_importance.ipynb #2838126e
 criteria = {f.__name__:f for f in (large_final, squared_final, small_final, random, lamp, large_init, small_init,
     large_init_large_final, small_init_small_final, magnitude_increase, movement, movmag, weight_change_relative,
-    updating_magnitude_increase, updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale)}
+    updating_magnitude_increase, updating_movement, updating_movmag, taylor, fisher, wanda, large_scaled, bn_scale,
+    group_magnitude)}
 
 # %% ../../nbs/sparsify/02_importance.ipynb #614b4070
 def may_draw(
@@ -201,6 +218,13 @@ def may_draw(
 ) -> bool:
     "Can it draw random numbers? `random` does, and of a criterion that is not ours nothing is known."
     return criterion is random or criterion not in criteria.values()
+
+def usual_criterion(
+    sparsity,   # what is asked for
+    granularity # a `Granularity`: what a unit is
+) -> Criterion:
+    "What counts where nothing is said: for a `Budget` all that goes with a unit, for a sparsity its own weights."
+    return group_magnitude if isinstance(sparsity, Budget) and granularity.name!='layer' else large_final
 
 def get_criterion(
     criterion # a name in `criteria`, or a function `(weight, context) -> score`

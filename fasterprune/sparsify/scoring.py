@@ -26,11 +26,20 @@ class UnitScorer:
         params:dict,          # parameters by name
         state:CriterionState  # what the criterion has measured
     ):
-        self.criterion,self.params,self.state = criterion,params,state
-        self.pointwise = getattr(criterion, 'pointwise', False)
-        of_weights = torch.abs if criterion is large_final else partial(criterion, context=None) # if it is pointwise
-        self.workspace = Workspace(sum(p.numel() for p in state.params.values()), of_weights)
+        self.params,self.state = params,state
+        self.workspace = Workspace(sum(p.numel() for p in state.params.values()))
+        self.criterion = None
+        self.use(criterion)
         self.finite = {} # are the scores of a layer, where that is not waited for?
+
+    def use(self,
+        criterion # a function `(weight, context) -> score` that needs nothing that is not measured
+    ): # the criterion
+        "Score by this criterion from now on."
+        if criterion is self.criterion: return criterion
+        self.criterion,self.pointwise = criterion,getattr(criterion, 'pointwise', False)
+        self.workspace.score_by(torch.abs if criterion is large_final else partial(criterion, context=None))
+        return criterion
 
     def score(self,
         group:Group # units
@@ -54,7 +63,18 @@ class UnitScorer:
             if not s.spans and s.rows is None: return unit(self._weight_scores(s, p, norm).flatten(), 1).clone()
             sums,counts = self._sums(group, s, p, norm)
             total,n = total+sums,n+counts
+        if getattr(self.criterion, 'coupled', False): total = total + self._elsewhere(group)
         return unit(total, n.clamp(min=1))
+
+    def _elsewhere(self, group):
+        "The sum over what goes with each unit besides its weights: weights that read it, and scales of norms."
+        def _total(s):
+            p = self.params[s.param].detach().float()
+            return s.total(self._checked(self.criterion(p, None), p, owner_of(s.param)), group.n)
+        return sum(map(_total, group.beyond + self._scales(group)))
+
+    def _scales(self, group):
+        return [s for s in group.others if self.params[s.param].ndim==1 and s.param.endswith('weight')]
 
     def _sums(self, group, s, p, norm):
         "The sum of the scores in each unit's slices of a weight, and how many weights count."
@@ -96,8 +116,7 @@ class UnitScorer:
     def norm_scale(self, group):
         "The size of the scale in the norms behind each unit, their mean if there are several; `None` if not needed."
         if 'norm_scale' not in self.state.needs: return None
-        scales = [s for s in group.others if self.params[s.param].ndim==1 and s.param.endswith('weight')]
-        if not scales: return None
+        if not (scales := self._scales(group)): return None
         return sum(s.total(self.params[s.param].detach().abs(), group.n) for s in scales) / len(scales)
 
     def check(self,

@@ -20,7 +20,7 @@ from .budget_search import BudgetSearch, last_stretch
 from .allocation import dead_count, get_context, make_pools, start_count, usual_context
 from .choosing import FullChoice, IncrementalChoice
 from .coupling import UngroupedUnits
-from .importance import get_criterion, large_final, needs_of
+from .importance import get_criterion, large_final, needs_of, usual_criterion
 from .criterion_state import CriterionState
 from .granularity import Granularity, get_granularity
 from .groups import remember
@@ -38,7 +38,7 @@ class Sparsifier:
         model:nn.Module,       # the model; its weights are changed by `sparsify` and `apply` only
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
         context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
-        criterion:str|Callable=large_final, # which units matter: a function `(weight, context) -> score` or its name
+        criterion:str|Callable=None, # which matter: a function `(weight, context) -> score`, its name; `None`: usual
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense
         coupled:bool=True,     # are units that the graph ties together one? Of filters, neurons, channels and features
@@ -48,9 +48,9 @@ class Sparsifier:
     ):
         if isinstance(model, nn.Module) and distributed_in(model) is not None: model = unwrapped(model)
         store_attr('model,context,coupled,round_to,min_units')
-        self.sample = None if sample is None else first_items(as_tuple(sample))
+        self.usual,self.sample = criterion is None,None if sample is None else first_items(as_tuple(sample))
         check_model(model, may_be_lazy=sample is not None)
-        self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion)
+        self.granularity,self.criterion = get_granularity(granularity),get_criterion(criterion or large_final)
         self._check_settings()
         self.groups,self.left_dense = find_groups(model, self.granularity, layers, exclude, coupled, sample)
         self.params,needs = dict(model.named_parameters(remove_duplicate=False)),needs_of(self.criterion)
@@ -75,6 +75,12 @@ class Sparsifier:
             if not (isinstance(k, int) and k>=1): raise ValueError(f'{name}={k!r}: it counts units, 1 or more')
         if self.round_to>1 and not self.granularity.structured:
             raise ValueError(f'round_to={self.round_to} is for units such as filters, not for single weights')
+
+    def score_for(self,
+        sparsity # what is asked for
+    ):
+        "Score units by what is usual for it, if no criterion was given."
+        if self.usual: self.criterion = self.scorer.use(usual_criterion(sparsity, self.granularity))
 
     @property
     def n(self) -> int: return sum(g.n for g in self.groups)
@@ -180,6 +186,7 @@ class Sparsifier:
     @torch.no_grad()
     def update(self, sparsity, fraction=1.):
         "The same, for each step of a training: what few weights die is found in the pass that zeroes what is dead."
+        self.score_for(sparsity)
         context = self.context_for(sparsity)
         if lasting := isinstance(sparsity, Budget): sparsity,fraction = self._within(sparsity, fraction),1.
         pools = self.pools(sparsity, context)
@@ -191,8 +198,7 @@ class Sparsifier:
             if found: incremental.append((groups, found))
             else: full.append((groups, k, k<dead))
         zeroed = {g.weights[0].param for groups,_ in incremental for g in groups}
-        rest = [] if self.shared else [n for n in self.masks if n not in zeroed]
-        if rest: self.zeros.apply({n:self.params[n] for n in rest})
+        if not self.shared: self.zeros.apply({n:self.params[n] for n in self.masks if n not in zeroed})
         chosen = [(g, low, fewer) for groups,k,fewer in full for g,low in zip(groups, self.full.choose(groups, k))]
         self._mask(incremental, chosen)
         self.state.counts = counts

@@ -172,6 +172,12 @@ class Workspace:
         score=torch.abs # of a tensor: a score for each of its elements
     ): self.n,self.score,self.made = n,score,{}
 
+    def score_by(self,
+        score # of a tensor: a score for each of its elements
+    ):
+        "Score by another function from now on."
+        self.score,self.made = score,{}
+
     def __reduce__(self): return Workspace,(self.n,self.score) # a copy is empty
 
     @functools.cached_property

@@ -1,12 +1,13 @@
 "Budgets: what condensing leaves is within them, one unit less would not be, and what is impossible is said."
 import warnings
+from copy import deepcopy
 import pytest, torch
 from fastai.basics import Callback, set_seed
 from fastai.callback.training import GradientAccumulation
 from torch import nn
 from fasterprune.all import *
 from fasterprune.condense.budget import Budget
-from fasterprune.sparsify import by_macs
+from fasterprune.sparsify import by_macs, criteria
 from fasterprune.core.warnings import FasterpruneWarning
 from fasterprune.sparsify.budget_search import BudgetSearch
 from fasterprune.sparsify.choosing import weigh
@@ -106,6 +107,54 @@ def test_few_places_are_asked_for(context):
     before = search.asked
     search.look_around(.5)
     assert search.asked==before
+
+def test_what_is_usual_for_a_budget():
+    "All that goes with a unit counts where no criterion is given, in each layer by itself; for a sparsity it is its own weights, as ever."
+    def _dead(*asked, **kwargs):
+        sp = Sparsifier(net(), 'filter', sample=x, **kwargs)
+        for a in asked: sp.sparsify(a)
+        return [~g.alive for g in sp.groups]
+    def _same(a, b): return all(map(torch.equal, a, b))
+    budget = Budget(macs=.5)
+    assert _same(_dead(budget), _dead(budget, context='local', criterion='group_magnitude'))
+    assert _same(_dead(.5), _dead(.5, context='global', criterion='large_final'))
+    assert not _same(_dead(budget), _dead(budget, criterion='large_final'))
+    assert _same(_dead(budget, .8), _dead(budget, .8)) and not _same(_dead(budget, .8), _dead(budget, .8, criterion='group_magnitude'))
+    for sparsity,name in ((budget, 'group_magnitude'), (.5, 'large_final')):
+        assert SparsifyCallback(sparsity, 'filter').criterion is criteria[name]
+        assert SparsifyCallback(sparsity, 'filter', criterion='taylor').criterion is criteria['taylor']
+
+@pytest.mark.parametrize('make', [Residual, cnn])
+def test_all_that_goes_with_a_filter_counts(make):
+    "What loses least is what is zeroed: the norm of all weights that a dead unit takes along, from both sides, and of scales."
+    model = net(make)
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d): m.weight.uniform_()
+    sp = Sparsifier(model, 'filter', criterion='group_magnitude', sample=x)
+    whole = sum(float((p**2).sum()) for n,p in model.named_parameters() if n.endswith('weight'))
+    for g in sp.groups:
+        score = sp.scorer.score(g)
+        for u in range(0, g.n, 5):
+            other = deepcopy(model)
+            with torch.no_grad(): zero_unit(other, g, u)
+            left = sum(float((p**2).sum()) for n,p in other.named_parameters() if n.endswith('weight'))
+            assert abs(float(score[u])**2-(whole-left)) < 1e-3, (g.name, u)
+
+def zero_unit(model, g, unit):
+    "Zero all that condensing would take out with it."
+    params = dict(model.named_parameters())
+    for s in g.weights+g.others+g.beyond:
+        at = torch.full((g.n,), 1.)
+        at[unit] = 0
+        params[s.param].mul_(s.spread(at, params[s.param], 1.))
+
+def test_a_weight_elsewhere_that_is_no_number_is_told():
+    model = net(cnn)
+    sp = Sparsifier(model, 'filter', layers='0', criterion='group_magnitude', sample=x)
+    reader = next(m for n,m in model.named_modules() if n!='0' and isinstance(m, (nn.Conv2d,nn.Linear)))
+    with torch.no_grad(): reader.weight[0,0] = torch.nan
+    with pytest.raises(ValueError, match='are not finite'): sp.sparsify(.5)
 
 def test_outputs_are_compared_in_the_end():
     "As if more stayed than is dead once a certain unit lives, one that still fits by what is dead."

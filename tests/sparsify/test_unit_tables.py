@@ -171,7 +171,7 @@ def test_criteria_are_their_formulas():
         large_init_large_final=torch.minimum(size, began), small_init_small_final=-torch.maximum(size, began), magnitude_increase=size-began,
         movement=(w-o).abs(), movmag=size*(w-o).abs(), weight_change_relative=(w-o).abs()/(began+1e-6),
         updating_magnitude_increase=size-was, updating_movement=(w-p).abs(), updating_movmag=size*(w-p).abs(),
-        taylor=w*g, fisher=w*g, wanda=size*c.input_norm, large_scaled=size*c.input_scale, bn_scale=c.norm_scale.expand(6, 4),
+        taylor=w*g, fisher=w*g, group_magnitude=w*w, wanda=size*c.input_norm, large_scaled=size*c.input_scale, bn_scale=c.norm_scale.expand(6, 4),
         lamp=torch.tensor([[float(v*v/(w*w)[w*w>=v*v].sum()) for v in row] for row in w]).double())
     missing = criteria.keys()-formulas.keys()-{'random'}
     assert not missing and formulas.keys() <= criteria.keys(), f'criteria without a formula, add it here: {missing}'
