@@ -2907,6 +2907,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'fasterprune/sparsify/scoring.py'),
                                               'fasterprune.sparsify.scoring.UnitScorer._elsewhere': ( 'sparsify/scoring.html#unitscorer._elsewhere',
                                                                                                       'fasterprune/sparsify/scoring.py'),
+                                              'fasterprune.sparsify.scoring.UnitScorer._once': ( 'sparsify/scoring.html#unitscorer._once',
+                                                                                                 'fasterprune/sparsify/scoring.py'),
                                               'fasterprune.sparsify.scoring.UnitScorer._scales': ( 'sparsify/scoring.html#unitscorer._scales',
                                                                                                    'fasterprune/sparsify/scoring.py'),
                                               'fasterprune.sparsify.scoring.UnitScorer._sums': ( 'sparsify/scoring.html#unitscorer._sums',

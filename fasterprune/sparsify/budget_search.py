@@ -71,8 +71,8 @@ class BudgetSearch:
 
     def _score(self):
         "Score all units once: a criterion may draw, and all places are to be of one order."
-        self.scores = {g.key:self.sparsifier.scorer.score(g).clone() for g in self.sparsifier.groups}
-        self.answers.clear()
+        self.sparsifier.apply() # an optimizer may have moved what is dead, which reads others
+        self.scores,self.answers = {g.key:self.sparsifier.scorer.score(g) for g in self.sparsifier.groups},{}
 
     @contextmanager
     def _supposed(self, dead):

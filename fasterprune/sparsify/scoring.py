@@ -57,21 +57,28 @@ class UnitScorer:
     def score_now(self, group):
         total,n,norm = 0,0,self.norm_scale(group)
         unit = getattr(self.criterion, 'unit', mean_score)
-        for s in group.weights:
+        along = self._elsewhere(group) if getattr(self.criterion, 'coupled', False) else []
+        for s in group.weights+along:
             p = self.params[s.param].detach()
             if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
-            if not s.spans and s.rows is None: return unit(self._weight_scores(s, p, norm).flatten(), 1).clone()
+            if not (group.kind or s.spans or s.rows is not None):
+                return unit(self._weight_scores(s, p, norm).flatten(), 1).clone()
+            if s in along: p = self._once(group, s, p)
             sums,counts = self._sums(group, s, p, norm)
             total,n = total+sums,n+counts
-        if getattr(self.criterion, 'coupled', False): total = total + self._elsewhere(group)
         return unit(total, n.clamp(min=1))
 
     def _elsewhere(self, group):
-        "The sum over what goes with each unit besides its weights: weights that read it, and scales of norms."
-        def _total(s):
-            p = self.params[s.param].detach().float()
-            return s.total(self._checked(self.criterion(p, None), p, owner_of(s.param)), group.n)
-        return sum(map(_total, group.beyond + self._scales(group)))
+        "What goes with each unit besides its weights: weights that read it, or are read with it, and scales of norms."
+        matrices = [s for s in group.others if self.params[s.param].ndim>1]
+        return group.beyond + matrices + self._scales(group)
+
+    def _once(self, group, s, p):
+        "A weight without what has been counted already: that by which a unit reads itself."
+        units = torch.arange(group.n, device=p.device)
+        for own in group.weights:
+            if own.param==s.param: p = p.masked_fill(own.spread(units, p, -1)==s.spread(units, p, -2), 0)
+        return p
 
     def _scales(self, group):
         return [s for s in group.others if self.params[s.param].ndim==1 and s.param.endswith('weight')]
@@ -94,13 +101,14 @@ class UnitScorer:
 
     def _by_rows(self, group, s, p):
         "Is each unit a row, of which one pass gives the score?"
-        rows = group.kind and s.shape is None and s.spans==tuple(range(1, p.ndim)) and s.across[:1] in ((),(1,))
-        return self.pointwise and rows and has_numpy(p) and p.is_contiguous()
+        rows = group.kind and p.ndim>1 and s.shape is None and s.spans==tuple(range(1, p.ndim))
+        return self.pointwise and rows and s.across[:1] in ((),(1,)) and has_numpy(p) and p.is_contiguous()
 
     def _weight_scores(self, s, p, norm):
         "The score of each weight; an error if the criterion gives none."
         scale = None if norm is None else s.spread(norm, p, 0.)
-        return self._checked(self.criterion(p, self.state.context(s.param, scale)), p, owner_of(s.param))
+        context = self.state.context(s.param, scale) if s.param in self.state.params else None
+        return self._checked(self.criterion(p, context), p, owner_of(s.param))
 
     def _checked(self, score, weight, layer):
         if not isinstance(score, Tensor): raise ValueError(f'layer {layer!r}: the criterion gives a '

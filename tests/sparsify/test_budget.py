@@ -7,7 +7,7 @@ from fastai.callback.training import GradientAccumulation
 from torch import nn
 from fasterprune.all import *
 from fasterprune.condense.budget import Budget
-from fasterprune.sparsify import by_macs, criteria
+from fasterprune.sparsify import by_macs, criteria, criterion
 from fasterprune.core.warnings import FasterpruneWarning
 from fasterprune.sparsify.budget_search import BudgetSearch
 from fasterprune.sparsify.choosing import weigh
@@ -124,22 +124,61 @@ def test_what_is_usual_for_a_budget():
         assert SparsifyCallback(sparsity, 'filter').criterion is criteria[name]
         assert SparsifyCallback(sparsity, 'filter', criterion='taylor').criterion is criteria['taylor']
 
-@pytest.mark.parametrize('make', [Residual, cnn])
-def test_all_that_goes_with_a_filter_counts(make):
-    "What loses least is what is zeroed: the norm of all weights that a dead unit takes along, from both sides, and of scales."
+class ReadsItself(nn.Module):
+    "Units of which some weights are read by themselves."
+    def __init__(self):
+        super().__init__()
+        self.stem,self.block,self.head = nn.Linear(6, 10),nn.Linear(10, 10),nn.Linear(10, 5)
+    def forward(self, x):
+        y = self.stem(x)
+        return self.head(y+self.block(y).relu())
+
+class Encoder(nn.Module):
+    "Attention, whose projections read the same features as other layers."
+    def __init__(self):
+        super().__init__()
+        self.stem,self.head = nn.Linear(6, 8),nn.Linear(8, 5)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0., batch_first=True)
+    def forward(self, x): return self.head(self.block(self.stem(x)).mean(1))
+
+@pytest.mark.parametrize('make,granularity', [(Residual, 'filter'), (Residual, 'feature'), (cnn, 'filter'), (cnn, 'channel'), (ReadsItself, 'neuron'),
+    (ReadsItself, 'feature'), (Encoder, 'neuron'), (Encoder, 'feature')])
+def test_all_that_goes_with_a_unit_counts(make, granularity):
+    "What loses least is what is zeroed: the norm of all weights that a dead unit takes along, from both sides, each once, and of scales."
     model = net(make)
     with torch.no_grad():
         for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d): m.weight.uniform_()
-    sp = Sparsifier(model, 'filter', criterion='group_magnitude', sample=x)
-    whole = sum(float((p**2).sum()) for n,p in model.named_parameters() if n.endswith('weight'))
+            if isinstance(m, (nn.BatchNorm2d,nn.LayerNorm)): m.weight.uniform_()
+    sp = Sparsifier(model, granularity, criterion='group_magnitude', sample=x if make in (Residual,cnn) else x[:,0,:,:6])
+    whole = sum(float((p.detach()**2).sum()) for n,p in model.named_parameters() if n.endswith('weight'))
     for g in sp.groups:
         score = sp.scorer.score(g)
         for u in range(0, g.n, 5):
             other = deepcopy(model)
             with torch.no_grad(): zero_unit(other, g, u)
-            left = sum(float((p**2).sum()) for n,p in other.named_parameters() if n.endswith('weight'))
+            left = sum(float((p.detach()**2).sum()) for n,p in other.named_parameters() if n.endswith('weight'))
             assert abs(float(score[u])**2-(whole-left)) < 1e-3, (g.name, u)
+
+def test_a_mean_is_over_all_that_goes_with_a_unit():
+    "Of weights that read it, too, but for those whose own unit is dead: a network that shrinks has them no more."
+    @criterion(pointwise=True, coupled=True)
+    def _mean(weight, context): return weight.abs()
+    model = net(cnn)
+    sp = Sparsifier(model, 'filter', 'local', _mean, sample=x)
+    with torch.no_grad(): model[3].weight[:4] = 0
+    w,scale,reader = model[0].weight.detach(),model[1].weight.detach(),model[3].weight.detach()[4:]
+    parts = [w.flatten(1), scale[:,None], reader.transpose(0, 1).flatten(1)]
+    assert torch.allclose(sp.scorer.score(sp.groups[0]), torch.cat(parts, 1).abs().mean(1))
+
+def test_what_is_dead_counts_nowhere():
+    "Momentum moves what is dead before it is zeroed again: a network that has shrunk knows nothing of it, and what follows is the same."
+    moved,plain = [Sparsifier(net(), 'filter', 'global', sample=x) for _ in range(2)]
+    for sp in (moved, plain): sp.sparsify(Budget(macs=.3), .7)
+    with torch.no_grad():
+        for n,mask in moved.masks.items(): moved.params[n].add_(10*~mask)
+    for sp in (moved, plain): sp.sparsify(Budget(macs=.3))
+    assert all(torch.equal(s, plain.search.scores[k]) for k,s in moved.search.scores.items())
+    assert all(map(torch.equal, moved.search.now, plain.search.now))
 
 def zero_unit(model, g, unit):
     "Zero all that condensing would take out with it."
