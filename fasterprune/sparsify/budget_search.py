@@ -223,27 +223,27 @@ class BudgetSearch:
 
     def _filled(self, dead, verify):
         "Let live what still fits, of what dies only now: the best of each group, where most goes with them first."
-        start,left,open_groups = self.now,self._ask(dead, verify),set(range(len(dead)))
+        start,left,most,r = self.now,self._ask(dead, verify),[len(d) for d in dead],self.sparsifier.round_to
         while True:
             found,costs = [],self.unit_costs(dead)
-            for i in sorted(open_groups):
-                units = self._best(i, dead[i]&~start[i])
-                # of what is limited, which share of the room it takes
-                share = max(float(c[i][units].sum())/max(1, self.limits[k]-left[k]) for k,c in costs.items())
-                if len(units) and share<=nearly: found.append((share, i, units))
-                else: open_groups.discard(i)
+            for i in range(len(dead)):
+                units = self._best(i, dead[i]&~start[i])[:most[i]]
+                share = np.max([np.cumsum(c[i][units].tolist())/max(1, self.limits[k]-left[k])
+                    for k,c in costs.items()], 0) # of the room that is left, which the best one takes, the best two...
+                if not (share[:r]<=nearly).all(): most[i] = 0
+                elif len(units): found.append((share[:r][-1], i, units[:max(r, (share<=1).sum()//r*r)]))
             if not found: return dead
             _,i,units = max(found, key=lambda f: f[0])
             more = [d.clone() for d in dead]
             more[i][units] = False
             then = self._ask(more, verify)
             if self.over(then) <= 1: dead,left = more,then
-            else: open_groups.discard(i)
+            else: most[i] = len(units)//2//r*r # half of them, or none
 
     def _best(self, i, gone):
-        "Of these units of a group those that would live first: one, or as many as `round_to` says."
+        "These units of a group, those first that would live first."
         units,score = gone.nonzero()[:,0],self.scores[self.sparsifier.groups[i].key]
-        return units[score[units].argsort(descending=True)][:self.sparsifier.round_to]
+        return units[score[units].argsort(descending=True)]
 
     def unit_costs(self,
         dead:list # for each group of the sparsifier, which units are dead

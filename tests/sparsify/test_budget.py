@@ -108,6 +108,29 @@ def test_few_places_are_asked_for(context):
     search.look_around(.5)
     assert search.asked==before
 
+class Uneven(nn.Module):
+    "With few filters goes nearly all that is computed, with many hardly anything."
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Conv2d(3, 8, 5, padding=2),nn.Conv2d(8, 8, 5, padding=2)
+        self.c,self.d,self.head = nn.Conv2d(8, 48, 1, stride=8),nn.Conv2d(48, 48, 1),nn.Linear(48, 5)
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c, self.d): x = layer(x).relu()
+        return self.head(x.mean((2, 3)))
+
+@pytest.mark.parametrize('context', ['local','global'])
+@pytest.mark.parametrize('budget', [Budget(macs=.5), Budget(macs=.3, params=.5)], ids=str)
+def test_many_units_that_fit_into_the_room_of_one_are_few_questions(budget, context):
+    "They live again together, as many as fit by their weights; then no other one would."
+    search = BudgetSearch(Sparsifier(net(Uneven), 'filter', context, sample=torch.randn(1, 3, 24, 24)), budget)
+    dead = search.find()
+    assert search.asked <= 12 and within(search.left(dead, True), search.limits)
+    for i,d in enumerate(dead):
+        if not d.any(): continue
+        more = [o.clone() for o in dead]
+        more[i][search._best(i, d)[0]] = False
+        assert not within(search.left(more), search.limits), i
+
 def test_what_is_usual_for_a_budget():
     "All that goes with a unit counts where no criterion is given, in each layer by itself; for a sparsity it is its own weights, as ever."
     def _dead(*asked, **kwargs):
