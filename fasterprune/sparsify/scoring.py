@@ -57,6 +57,7 @@ class UnitScorer:
     def score_now(self, group):
         total,n,norm = 0,0,self.norm_scale(group)
         unit = getattr(self.criterion, 'unit', mean_score)
+        here = self.params[group.weights[0].param].device
         along = self._elsewhere(group) if getattr(self.criterion, 'coupled', False) else []
         for s in group.weights+along:
             p = self.params[s.param].detach()
@@ -65,7 +66,7 @@ class UnitScorer:
                 return unit(self._weight_scores(s, p, norm).flatten(), 1).clone()
             if s in along: p = self._once(group, s, p)
             sums,counts = self._sums(group, s, p, norm)
-            total,n = total+sums,n+counts
+            total,n = total+sums.to(here),n+counts.to(here) # what reads a unit may be on another device
         return unit(total, n.clamp(min=1))
 
     def _elsewhere(self, group):

@@ -61,8 +61,8 @@ class UnitMacs:
                 own,at = _of_slices(s, g.alive),(s.param, s.spans, s.shape)
                 live[at] = own & live[at] if at in live else own
         for (n,*_),own in live.items():
-            if n in shares: shares[n] = shares[n]*own.double().mean()
-        return float(sum(share*self.params[n].numel()*(self.uses[n] if macs else 1) for n,share in shares.items()))
+            if n in shares: shares[n] = shares[n]*int(own.sum())/own.numel()
+        return sum(share*self.params[n].numel()*(self.uses[n] if macs else 1) for n,share in shares.items())
 
     def _in(self, s, n, uses):
         "What goes with each unit in a weight that is whole along its other dimensions."
