@@ -42,9 +42,9 @@ class BudgetSearch:
         self.context = sparsifier.context_for(budget)
         self.looked = None # how far the way was gone when it was last looked at
         self.places,self.scores = {},None # by sparsity about what is left; of each group, `None`: as they are now
-        self.known,self.answers = [],{} # what is left by weights and in truth, where it was asked; by what is dead
+        self.known,self.answers = list(state['known']) if state else [],{} # left by weights and in truth; by dead units
         if state is None: self._begin()
-        else: self.places,self.looked,self.known,self.found = [state[k] for k in ('places','looked','known','found')]
+        else: self.places,self.looked,self.found = [state[k] for k in ('places','looked','found')]
         self.unit_macs = sparsifier.unit_macs or UnitMacs(sparsifier.model, sparsifier.granularity, sparsifier.groups,
             sparsifier.sample, state and state['uses'])
         self.whole = sparsifier.whole = sparsifier.whole or self.costs.whole

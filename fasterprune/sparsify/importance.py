@@ -204,7 +204,7 @@ def root_of_sum(total, n):
 @criterion(unit=root_of_sum, pointwise=True, coupled=True)
 def group_magnitude(weight, context):
     "Score units by the norm of all that goes with them: own weights, those that read them, scales of norms."
-    return (weight*weight.conj()).real # of complex numbers, too
+    return squared_final(weight, context)
 
 # %% ../../nbs/sparsify/02_importance.ipynb #2838126e
 criteria = {f.__name__:f for f in (large_final, squared_final, small_final, random, lamp, large_init, small_init,

@@ -285,6 +285,12 @@ def test_a_search_goes_on():
     sp.sparsify(Budget(macs=.5), .3)
     fresh.load_state_dict(sp.state_dict())
     assert fresh.search.state_dict()==sp.search.state_dict() and fresh.search.asked==0
+    saved = sp.state_dict()
+    before = deepcopy(saved['search'])
+    third = Sparsifier(net(), 'filter', sample=x)
+    third.load_state_dict(saved)
+    third.sparsify(Budget(macs=.5))
+    assert third.search.asked and saved['search']==before # what was saved is left alone
     fresh.apply()
     for f in (.4,.6,1.):
         for s in (sp, fresh): s.sparsify(Budget(macs=.5), f)
@@ -353,7 +359,13 @@ def test_a_criterion_that_draws_draws_once():
         sp.sparsify(Budget(macs=.5))
         left,whole = counted(model)
         assert left['macs'] <= .5*whole['macs']
-        for g,d in zip(sp.groups, sp.search.now): assert sp.search.scores[g.key][d].amax() < sp.search.scores[g.key][~d].amin()
+        for i,(g,d) in enumerate(zip(sp.groups, sp.search.now)):
+            score = sp.search.scores[g.key]
+            assert score[d].amax() < score[~d].amin()
+            more = [o.clone() for o in sp.search.now]
+            more[i][torch.where(d, score, -1.).argmax()] = False
+            fresh = BudgetSearch(Sparsifier(net(), 'filter', 'local', sample=x), Budget(macs=.5))
+            assert not within(fresh.left(more), fresh.limits), (seed, g.name)
         found.append(torch.cat(sp.search.now))
     assert any(not torch.equal(found[0], f) for f in found)
 
