@@ -18,7 +18,7 @@ def warm_and_cold(budget):
 
 def allocations():
     d = table('allocation')
-    by = 100*d[(d.network=='resnet20') & (d.budget==.25)].groupby('context').accuracy.mean()
+    by = 100*d[(d.network=='resnet20') & (d.budget==.25) & (d.criterion=='group_magnitude')].groupby('context').accuracy.mean()
     return [by[c] for c in ('macs 0.1','macs 0.25','local','global','erk')]
 
 def warm_start_at_12_percent():
