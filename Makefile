@@ -81,7 +81,7 @@ check: $(tools)  ## of one notebook, NB=inputs/05_callback: export, style, its t
 	$(BIN)/python -m pytest -q tests/test_house.py
 	for d in $(wildcard tests/$(firstword $(subst /, ,$(NB)))); do $(BIN)/python -m pytest -q -x -n 2 $$d $(if $(K),-k '$(K)') || exit 1; done
 
-test: install-dev  ## every check in ten minutes: notebooks, export, style, floors, types, README, site, package, tests
+test: install-dev  ## every check in twenty minutes: notebooks, export, style, floors, types, README, site, package, tests
 	$(say) 'repository: notebooks clean, export and README in sync, package builds'
 	$(BIN)/python -m pytest -q tests/test_repo.py tests/test_house.py
 	@$(MAKE) --no-print-directory lint
@@ -95,13 +95,15 @@ test: install-dev  ## every check in ten minutes: notebooks, export, style, floo
 	$(say) 'tests: pytest'
 	$(BIN)/python -m pytest -q -n 2 --durations 10 --ignore tests/test_repo.py --ignore tests/test_house.py tests
 
-test-long: install-dev  ## tutorials, how-tos, and the matrices: hundreds of architectures, whole grids of options (half an hour)
+test-long: install-dev  ## tutorials, how-tos, and a part of the matrices: architectures, grids of options (twenty minutes)
 	$(say) 'tutorials and how-tos: nbdev-test'
 	@$(offline) for d in tutorials howto; do OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/$$d --n-workers 2 --timing || exit 1; done
 	$(say) 'tests that take long: pytest'
 	$(BIN)/python -m pytest -q -n 2 --long -m long --durations 20 tests
 
-test-soak: install-dev  ## before a release: 20,000 random networks, mutated files, killed saves; writes results/condense_fuzz.csv and reliability.csv (hours)
+test-soak: install-dev  ## before a release: whole matrices, 20,000 random networks, mutated files, killed saves; writes results/condense_fuzz.csv and reliability.csv (hours)
+	$(say) 'hundreds of architectures, whole grids of options: pytest'
+	$(BIN)/python -m pytest -q -n 2 --soak -m soak --durations 20 tests
 	$(say) 'random networks'
 	$(BIN)/python tests/condense/test_fuzz.py 20000 $$(date +%j)
 	$(say) 'files of strangers, killed saves, full disks'

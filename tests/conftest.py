@@ -1,4 +1,4 @@
-"What all tests share: the `--long` flag, the data folder, plots without a screen."
+"What all tests share: the flags `--long` and `--soak`, the data folder, plots without a screen."
 import os
 from pathlib import Path
 import matplotlib, pytest
@@ -9,13 +9,17 @@ os.environ['MPLBACKEND'] = 'Agg'
 _beside = Path(__file__).resolve().parents[1]/'../shared/data'
 if not os.environ.get('FASTERPRUNE_DATA') and _beside.is_dir(): os.environ['FASTERPRUNE_DATA'] = str(_beside.resolve())
 
-def pytest_addoption(parser): parser.addoption('--long', action='store_true', help='also run the tests that take minutes')
+slow = dict(long='takes minutes', soak='takes hours with its like') # by their marks, which are flags, too
+
+def pytest_addoption(parser):
+    for name,why in slow.items(): parser.addoption(f'--{name}', action='store_true', help=f'also run each test that {why}')
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda o: 'forks' not in o.keywords) # a forked process has none of the threads that other tests have torch begin
-    if config.getoption('--long'): return
-    for o in items:
-        if 'long' in o.keywords: o.add_marker(pytest.mark.skip(reason='takes minutes: run with --long'))
+    for name,why in slow.items():
+        if config.getoption(f'--{name}'): continue
+        for o in items:
+            if name in o.keywords: o.add_marker(pytest.mark.skip(reason=f'{why}: run with --{name}'))
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest, torch
 from torch.utils._pytree import tree_leaves
 from fasterprune.all import *
+from support.lanes import always, one_of
 from support.zeros import cast, gap, images, pairs, reordered, ways, zeroed
 from support.zoo import chains, classifiers, families, giants, network, segmenters
 
@@ -26,13 +27,15 @@ def cases(names): return [(n,w) for n in names for w in ways if not (w=='blocks'
 few = ['resnet18','mobilenet_v3_small','densenet121','shufflenet_v2_x0_5','convnext_tiny','swin_t','vit_b_16','lraspp_mobilenet_v3_large',
     'levit_128s','mobilevit_xxs','xcit_nano_12_p16_224']
 
-@pytest.mark.parametrize('name,way', cases(few))
+@pytest.mark.parametrize('name,way', always(3, cases(few)))
 def test_exact_in_single(name, way):
     model,c,sides = condense(name, way, torch.float32)
     for a,b in pairs(model, c, [images(3, s) for s in sides]): assert gap(a, b) <= 1e-5
 
-@pytest.mark.long
-@pytest.mark.parametrize('name,way', cases([*classifiers, *segmenters]) + [(n,w) for n in families for w in ('independent','coupled')])
+both = 'independent','coupled'
+each_family = [(n, w) for i,n in enumerate(families) for w in both[::(-1)**i]] # the first way of each in the long lane
+
+@pytest.mark.parametrize('name,way', one_of(5, cases([*classifiers, *segmenters])) + one_of(2, each_family))
 def test_exact_in_double_and_cast_to_single(name, way):
     model,c,sides = condense(name, way, torch.float64)
     xs = [images(3, s, torch.float64) for s in sides]
@@ -50,9 +53,9 @@ def channel_gaps(a, b):
 
 halves = [n for n in [*classifiers,*families] if n not in giants][::2]
 
-all_halves = [pytest.param(n, d, marks=pytest.mark.long) for n in halves for d in (torch.float16,torch.bfloat16)]
+in_halves = one_of(5, [(n, d) for n in halves for d in (torch.float16,torch.bfloat16)])
 
-@pytest.mark.parametrize('name,dtype', [('resnet18',torch.bfloat16), ('swin_t',torch.float16), *all_halves])
+@pytest.mark.parametrize('name,dtype', [('resnet18',torch.bfloat16), ('swin_t',torch.float16), *in_halves])
 def test_stored_in_half_precision(name, dtype):
     "What is stored in half precision is judged in float64: the edit is exact for each channel, and no more stays than in float64."
     model,x = network(name)

@@ -4,6 +4,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fasterprune.all import *
 from fasterprune.graph.graph import Graph
 from fasterprune.graph.trace import trace
+from support.lanes import always, one_of
 from support.nets import as_tuple, gap, halve, perturb
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ more_halved = dict(vgg11_bn=.75, vgg13_bn=.75, vgg16_bn=.75, vgg19_bn=.75, vgg11
     efficientnet_b0=.70, inception_v3=.45, regnet_x_400mf=1, regnet_y_400mf=.93, resnext50_32x4d=.96, vit_b_32=1)
 large = {n:64 for n in ('alexnet','squeezenet1_1','shufflenet_v2_x1_0','googlenet','vit_b_32')} | dict(inception_v3=96)
 
-@pytest.mark.parametrize('name,share', [*halved.items(), *(pytest.param(*o, marks=pytest.mark.long) for o in more_halved.items())])
+@pytest.mark.parametrize('name,share', [*halved.items(), *one_of(3, more_halved.items())])
 def test_architecture_is_exact_in_double(name, share):
     report = exact(name, large.get(name, 32), lambda net, x: halve(net))
     assert report.params_after <= share*report.params_before
@@ -47,7 +48,7 @@ def test_architecture_is_exact_in_double(name, share):
 coupled = dict(resnet18=.265, mobilenet_v2=.35, densenet121=.29, mobilenet_v3_small=.62, shufflenet_v2_x1_0=.52)
 more_coupled = dict(mnasnet1_0=.34, efficientnet_b0=.33, regnet_y_400mf=.28, resnext50_32x4d=.275, squeezenet1_1=.36, googlenet=.64, inception_v3=.37)
 
-@pytest.mark.parametrize('name,share', [*coupled.items(), *(pytest.param(*o, marks=pytest.mark.long) for o in more_coupled.items())])
+@pytest.mark.parametrize('name,share', [*always(2, coupled.items()), *one_of(3, more_coupled.items())])
 def test_filters_pruned_together_all_go(name, share):
     report = exact(name, large.get(name, 32), lambda net, x: Sparsifier(net, 'filter', 'local', sample=x).sparsify(.5))
     assert report.params_after <= share*report.params_before and report.kept==[]

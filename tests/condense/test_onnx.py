@@ -62,7 +62,7 @@ def pair():
 
 nets = dict(mlp=mlp, resnet18=arch('resnet18'), mobilenet_v2=arch('mobilenet_v2'), squeezenet=arch('squeezenet1_1', 64), transformer=transformer, pair=pair)
 
-some = [*(n for n in nets if n!='squeezenet'), pytest.param('squeezenet', marks=pytest.mark.long)]
+some = [pytest.param(n, marks=dict(squeezenet=[pytest.mark.long], mobilenet_v2=[pytest.mark.soak]).get(n, [])) for n in nets]
 
 def condensed(name):
     net,xs = nets[name]()

@@ -2,6 +2,7 @@
 import pytest, torch
 from fasterprune.all import *
 from support import packages
+from support.lanes import always
 from support.packages import of_heads
 from support.zeros import gap
 
@@ -31,9 +32,7 @@ def condense(net, dtype, by_keywords=True):
 dtypes = pytest.mark.parametrize('dtype', [torch.float64,torch.float32], ids=['double','single'])
 ways = [(n,masked) for n in packages.transformers for masked in (True,False) if not masked or n not in ('vit','whisper')]
 
-@dtypes
-@pytest.mark.parametrize('attn', ['eager','sdpa'])
-@pytest.mark.parametrize('name,masked', ways, ids=[n+'_masked'*m for n,m in ways])
+@pytest.mark.parametrize('name,masked,attn,dtype', always(3, [(*w, a, d) for w in ways for a in ('eager','sdpa') for d in (torch.float64,torch.float32)]))
 def test_transformers_lose_heads_and_neurons(name, masked, attn, dtype):
     pytest.importorskip('transformers')
     condense(packages.transformers[name](attn, masked), dtype)

@@ -3,11 +3,12 @@ import pytest, torch
 from torch.utils._pytree import tree_leaves
 from fasterprune import condense
 from fasterprune.all import *
+from support.lanes import one_of
 from support.zeros import images, zeroed
 from support.zoo import classifiers, families, network, segmenters
 
-few = ['resnet18','swin_t','densenet121','beit_base_patch16_224','rexnet_100','levit_128s','inception_next_atto']
-others = [pytest.param(n, marks=pytest.mark.long) for n in [*classifiers,*segmenters,*families][::3] if n not in few]
+few = ['resnet18','swin_t','rexnet_100','inception_next_atto']
+others = one_of(3, [(n,) for n in [*classifiers,*segmenters,*families][::3] if n not in few] + [('densenet121',),('beit_base_patch16_224',),('levit_128s',)])
 
 @pytest.mark.parametrize('name', [*few,*others])
 def test_comes_back_from_its_file(name, tmp_path):

