@@ -20,6 +20,8 @@ for package in sys.argv[1:]:
     if os.waitpid(child, 0)[1]: sys.exit(f'{package} cannot come first')
 else: sys.exit()
 importlib.import_module(f'fasterprune.{package}')
+sys.stderr.flush()
+os._exit(0) # without the seconds in which all is torn down
 '''
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs processes that fork')

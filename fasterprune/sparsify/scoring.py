@@ -19,6 +19,8 @@ from .selection import row_sums
 from .workspace import Workspace
 
 # %% ../../nbs/sparsify/14_scoring.ipynb #1cd7f2ae
+def _of_weights(criterion, weight): return criterion(weight, None) # all that a pointwise one looks at
+
 class UnitScorer:
     "Gives each unit of a group a score by a criterion."
     def __init__(self,
@@ -38,7 +40,7 @@ class UnitScorer:
         "Score by this criterion from now on."
         if criterion is self.criterion: return criterion
         self.criterion,self.pointwise = criterion,getattr(criterion, 'pointwise', False)
-        self.workspace.score_by(torch.abs if criterion is large_final else partial(criterion, context=None))
+        self.workspace.score_by(torch.abs if criterion is large_final else partial(_of_weights, criterion))
         return criterion
 
     def score(self,

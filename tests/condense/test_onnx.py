@@ -1,5 +1,5 @@
 "Condensed networks elsewhere: torch.compile, torch.export and ONNX say what the masked network says, at any batch size."
-import shutil
+import itertools, shutil
 from copy import deepcopy
 import pytest, torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Datasets, Learner, set_seed
@@ -256,10 +256,11 @@ def test_torch_export_at_every_batch_size(name):
         ys = other(xs, n)
         assert far(outputs(net, ys), as_tuple(program.module()(*ys))) <= 1e-5
 
-backends = ['aot_eager'] + ['inductor']*bool(shutil.which('g++'))
-@pytest.mark.parametrize('backend', backends)
-@pytest.mark.parametrize('name', ['mlp', 'transformer', 'pair', pytest.param('resnet18', marks=pytest.mark.long), pytest.param('mobilenet_v2', marks=pytest.mark.long)])
+backends = 'aot_eager','inductor'
+@pytest.mark.parametrize('name,backend', [('mlp', 'inductor'), *((n, 'aot_eager') for n in ('mlp','transformer','pair')),
+    *(pytest.param(*o, marks=pytest.mark.soak) for o in (('transformer','inductor'), ('pair','inductor'), *itertools.product(('resnet18','mobilenet_v2'), backends)))])
 def test_compiled(name, backend):
+    if backend=='inductor' and not shutil.which('g++'): pytest.skip('needs a compiler')
     net,c,xs = condensed(name)
     torch.compiler.reset()
     joined = c.joined()

@@ -5,6 +5,7 @@ from fastai.basics import set_seed
 from fastai.optimizer import Adam
 from torch import nn
 from fasterprune.all import *
+from fasterprune.sparsify import criterion
 from support.nets import gap
 from support.sparsity import cnn, dead, fit, layers, learner, mlp, zeros
 from support.sparsity_cases import Vectors, Watch, flat, resnet, same, snapshot
@@ -82,6 +83,16 @@ def test_bad_scores_are_a_value_error_and_change_nothing(score, message, context
     before = flat(net.state_dict())
     with pytest.raises(ValueError, match=message): sp.sparsify(.5)
     assert same(before, flat(net.state_dict())) and sp.reached==0 and all(m.all() for m in sp.masks.values())
+
+@pytest.mark.parametrize('granularity', ['weight','neuron'])
+def test_what_a_criterion_calls_its_arguments(granularity):
+    "They are given by their places; a function of each weight by itself is the same in the fast pass."
+    @criterion(pointwise=True)
+    def _size(w, _): return w*w
+    nets = [mlp() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net,c in zip(nets, (_size,'squared_final')): Sparsifier(net, granularity, criterion=c, sample=torch.randn(2, 8)).sparsify(.5)
+    assert zeros(nets[0][0])>0 and all(map(torch.equal, *(n.state_dict().values() for n in nets)))
 
 def test_a_bad_score_in_a_later_layer_changes_no_layer():
     net = mlp()
