@@ -78,8 +78,7 @@ def images(data_path):
     data_path('mnist.npz')
     return mnist()
 
-@pytest.mark.long
-@pytest.mark.parametrize('norm', [False, True])
+@pytest.mark.parametrize('norm', [pytest.param(False, marks=pytest.mark.soak), pytest.param(True, marks=pytest.mark.long)])
 def test_mnist_50_pixels(data_path, norm):
     "784-512-256-10, 50 pixels left, condensed, shortly retrained: at least 96.5 % on the official test set."
     data = images(data_path)
@@ -102,7 +101,7 @@ def test_mnist_50_pixels(data_path, norm):
     assert constant.sum()>0 and len(cb.kept)==50 and not constant[cb.kept].any()
     assert set(c.condensed.inputs.index.tolist()) <= set(cb.kept.tolist()) and c.model[1].in_features <= 50
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_demo_on_mnist(tmp_path, data_path):
     data_path('mnist.npz')
     r = run('--data', 'mnist', '--out', 'm.html', cwd=tmp_path)

@@ -64,8 +64,8 @@ def fuzz(f, n, number, cases=cases):
     how = settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate], print_blob=False, suppress_health_check=list(HealthCheck))
     seed(number)(how(given(cases)(f)))()
 
-# `FUZZ=20000` asks for that many instead of 2,000, `FUZZ_SEED` for others than those of every day
-n_long,first = int(os.environ.get('FUZZ', 2000)),int(os.environ.get('FUZZ_SEED', 0))
+# `FUZZ=20000` asks for that many instead of 600, `FUZZ_SEED` for others than those of every day
+n_long,first = int(os.environ.get('FUZZ', 600)),int(os.environ.get('FUZZ_SEED', 0))
 parts = 8
 
 def checks(verify):

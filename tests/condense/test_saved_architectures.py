@@ -8,7 +8,7 @@ from support.zeros import images, zeroed
 from support.zoo import classifiers, families, network, segmenters
 
 few = ['resnet18','swin_t','rexnet_100','inception_next_atto']
-others = one_of(3, [(n,) for n in [*classifiers,*segmenters,*families][::3] if n not in few] + [('densenet121',),('beit_base_patch16_224',),('levit_128s',)])
+others = one_of(7, [(n,) for n in [*classifiers,*segmenters,*families][::3] if n not in few] + [('densenet121',),('beit_base_patch16_224',),('levit_128s',)])
 
 @pytest.mark.parametrize('name', [*few,*others])
 def test_comes_back_from_its_file(name, tmp_path):

@@ -89,7 +89,7 @@ def test_reached_with_and_without_validation(schedule, every, valid):
     fit(learner(n=40, valid=valid), 3, SparsifyCallback(.9, schedule=schedule, every=every), count)
     assert len(count.counts)==15 and count.counts[-1]==round(.9*n_mlp)
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize('schedule', schedules)
 def test_every_fit_of_1_to_60_steps_reaches_target(schedule):
     for n in range(1, 61):
@@ -127,6 +127,6 @@ def test_last_step_reaches_every_kind_of_target(aim):
     check_aim(aim, 4, 'cosine', True, epochs=3, every=5)
     check_aim(aim, 4, 'iterative', False, epochs=3, start_epoch=1, end_epoch=2)
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_every_fit_of_1_to_200_steps_reaches_every_kind_of_target():
     for n in range(1, 201): check_aim([*aims][n%len(aims)], n, [*schedules][n//2%7], n%3>0, s=(.5,.33,.4)[n//3%3])

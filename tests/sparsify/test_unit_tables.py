@@ -6,6 +6,7 @@ from fastai.basics import set_seed
 from torch import nn
 from fasterprune.all import *
 from fasterprune.sparsify import LayerInfo
+from support.lanes import one_of
 from support.sparsity_cases import kinds, parts, prepare, rising, which, who
 
 @pytest.fixture(autouse=True)
@@ -158,8 +159,7 @@ def test_table_in_other_precisions(dtype):
     for i,(kind,name) in enumerate(itertools.product(('conv2d','transposed_grouped','linear','embedding'), names)):
         check_table(kind, name, who[i%4], ('large_final','squared_final','lamp','movement')[i//4%4], .4, dtype)
 
-@pytest.mark.long
-@pytest.mark.parametrize('kind', kinds)
+@pytest.mark.parametrize('kind', one_of(7, [(k,) for k in kinds]))
 def test_table_in_full(kind):
     for i,(name,context,criterion) in enumerate(itertools.product(names, who, which)): check_table(kind, name, context, criterion, (.1,.25,.5,.4,.75,.9)[i%6])
 

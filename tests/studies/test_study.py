@@ -48,7 +48,7 @@ def _wait(p):
     out = p.communicate()[0]
     return p.returncode,out
 
-@pytest.mark.parametrize('jobs', [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize('jobs', [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_killed_three_times(tiny, jobs):
     "SIGKILL at random moments: in the end each run is there once, and none was done again."
     path,rng,at = tiny.results.path,random.Random(jobs),[]
@@ -251,9 +251,8 @@ def test_missing_weights_are_said_first(monkeypatch):
     with pytest.raises(ValueError, match='ImageNet weights of vgg16_bn are not there: connect to the network, or choose runs without them'): s.check(s.cells('gpu'))
     studies['pretraining'].check(restrict(studies['pretraining'], 'gpu', source='halves').cells('gpu'))
 
-@pytest.mark.long
 @pytest.mark.parametrize('name', list(studies))
-@pytest.mark.parametrize('scale', ['cpu','gpu'])
+@pytest.mark.parametrize('scale', [pytest.param('cpu', marks=pytest.mark.long), pytest.param('gpu', marks=pytest.mark.soak)])
 def test_smoke(name, scale, data_path):
     "One short run of each kind goes through; at the scale of a GPU, without one, those of CIFAR-10 and of one network."
     for f in ('mnist.npz','cifar10_jpeg.npz','caltech101_64px_jpeg.npz'): data_path(f)
