@@ -16,6 +16,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda o: 'forks' not in o.keywords) # a forked process has none of the threads that other tests have torch begin
+    for o in items:
+        if 'soak' in o.keywords: o.add_marker(pytest.mark.timeout(7200))
     for name,why in slow.items():
         if config.getoption(f'--{name}'): continue
         for o in items:
