@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 META := settings.ini setup.py pyproject.toml
 export VIRTUAL_ENV := $(abspath $(VENV))
-say = @printf '\n\033[1m== %s\033[0m\n'
+say = @printf '\n\033[1m== %s %s\033[0m\n' "$$(date +%H:%M)"
 
 # Data sets for the longer tests and benchmarks: taken from a folder beside the checkout when there is one.
 ifeq ($(FASTERPRUNE_DATA),)

@@ -41,7 +41,7 @@ def budget_name(
     budget # a share of the multiply-accumulates, a `Budget`, or the name of one
 ) -> str: # such as 'macs=0.5'
     "What a budget is called on a path."
-    if isinstance(budget, str): return budget
+    if isinstance(budget, str): return budget.replace('=.', '=0.') # as Python writes numbers
     b = budget if isinstance(budget, Budget) else Budget(macs=budget)
     return str(b).removeprefix('Budget(').removesuffix(')')
 
