@@ -24,8 +24,9 @@ def test_weights_exact_for_every_size(s, equal):
 @pytest.mark.parametrize('s', sparsities)
 @pytest.mark.parametrize('equal', [False, True])
 @pytest.mark.parametrize('granularity', ['filter', 'neuron'])
-def test_units_exact_for_every_size(s, equal, granularity):
-    for n in [*range(1, 101), *range(101, 1001, 9)]:
+@pytest.mark.parametrize('step', [9, pytest.param(1, marks=pytest.mark.soak)])
+def test_units_exact_for_every_size(s, equal, granularity, step):
+    for n in [*range(1, 101), *range(101, 1001, step)]:
         layer = nn.Linear(2, n) if granularity=='neuron' else nn.Conv1d(1, n, 2)
         if equal: nn.init.constant_(layer.weight, .1)
         sp = Sparsifier(layer, granularity, coupled=False, layers='')

@@ -194,7 +194,7 @@ def test_results_are_complete_and_the_command_reports_them(name, tmp_path):
     assert f'{len(found)} of ' in (tmp_path/f'{name}.html').read_text()
 
 @pytest.mark.parametrize('name', list(studies))
-@pytest.mark.parametrize('n', [1,7,25,None])
+@pytest.mark.parametrize('n', [1,7,25,None, *(pytest.param(n, marks=pytest.mark.soak) for n in (5,12,60))])
 def test_report_of_what_is_finished(name, n, tmp_path):
     "A page is written however few runs there are, and it has all of them counted."
     s = studies[name]
