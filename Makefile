@@ -81,7 +81,7 @@ check: $(tools)  ## of one notebook, NB=inputs/05_callback: export, style, its t
 	$(BIN)/python -m pytest -q tests/test_house.py
 	for d in $(wildcard tests/$(firstword $(subst /, ,$(NB)))); do $(BIN)/python -m pytest -q -x -n 2 $$d $(if $(K),-k '$(K)') || exit 1; done
 
-test: install-dev  ## every check in twenty minutes: notebooks, export, style, floors, types, README, site, package, tests
+test: install-dev  ## every check in half an hour: notebooks, export, style, floors, types, README, site, package, tests
 	$(say) 'repository: notebooks clean, export and README in sync, package builds'
 	$(BIN)/python -m pytest -q tests/test_repo.py tests/test_house.py
 	@$(MAKE) --no-print-directory lint

@@ -7,6 +7,7 @@ from torch import nn
 from fasterprune.all import *
 from fasterprune.core.models import evaluating
 from fasterprune.demo import mlp, recipes
+from support.lanes import soak
 
 command = Path(sysconfig.get_path('scripts'))/'fasterprune-demo'
 
@@ -78,7 +79,7 @@ def images(data_path):
     data_path('mnist.npz')
     return mnist()
 
-@pytest.mark.parametrize('norm', [pytest.param(False, marks=pytest.mark.soak), pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize('norm', [*soak(False), pytest.param(True, marks=pytest.mark.long)])
 def test_mnist_50_pixels(data_path, norm):
     "784-512-256-10, 50 pixels left, condensed, shortly retrained: at least 96.5 % on the official test set."
     data = images(data_path)

@@ -14,6 +14,7 @@ from fasterprune.condense.reduced import Constant
 from fasterprune.condense.comparison import compare_channels
 from fasterprune.condense.search import Search
 from fasterprune.condense.verify import Reference
+from support.lanes import soak
 from support.zeros import reordered, zeroed
 from support.zoo import network
 
@@ -263,8 +264,8 @@ def test_each_network_is_run_twice_in_float64(side, fixed, items):
     assert [(len(x[0]),x[0].shape[-1]) for x,_ in con.reference.cases]==items and c.report.removed
     assert Counted.n==1 + 2 + 2 + fixed, 'the trial is sketched, both run twice; another resolution is tried once'
 
-@pytest.mark.parametrize('name', ['resnet18','swin_t','shufflenet_v2_x0_5','levit_128s', *(pytest.param(n, marks=pytest.mark.soak) for n in ('vit_b_16','densenet121',
-    'convnext_tiny','mobilenet_v3_small','lraspp_mobilenet_v3_large','xcit_nano_12_p16_224'))])
+@pytest.mark.parametrize('name', ['resnet18','swin_t','shufflenet_v2_x0_5','levit_128s', *soak('vit_b_16','densenet121',
+    'convnext_tiny','mobilenet_v3_small','lraspp_mobilenet_v3_large','xcit_nano_12_p16_224')])
 def test_a_sketch_has_the_operations_and_forms_of_what_is_performed(name):
     net,x = network(name)
     def _forms(traced): return [(o.name,o.place,o.line,[tuple(t.shape) for t in tensors_in(o.out)]) for o in traced.ops]
@@ -317,7 +318,7 @@ def why(graph, dead, plan, spared, round_to):
         found[reason] = found.get(reason, 0)+1
     return found
 
-@pytest.mark.parametrize('name', ['shufflenet_v2_x0_5', *(pytest.param(n, marks=pytest.mark.soak) for n in ('mobilenet_v3_small','xcit_nano_12_p16_224','nf_regnet_b0'))])
+@pytest.mark.parametrize('name', ['shufflenet_v2_x0_5', *soak('mobilenet_v3_small','xcit_nano_12_p16_224','nf_regnet_b0')])
 def test_reasons_are_those_of_each_unit(name):
     net,x = network(name)
     con = Condenser(zeroed(net, x, 'independent'), x, round_to=4)

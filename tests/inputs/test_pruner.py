@@ -370,11 +370,10 @@ def test_columns_of_a_table():
         assert list(cb.to_frame().index[:2])==sorted(cb.kept_names, key=lambda k: -float(cb.scores[cb.feature_names.index(k)]))
     with pytest.raises(ValueError, match="take 'taylor'"): fit(learn, 1, InputPruneCallback(.5, criterion='gradient_input'))
 
-@pytest.mark.parametrize('seeds,most', [([0], .01), pytest.param(range(3), .005, marks=pytest.mark.soak)])
-def test_half_of_a_census_is_enough(seeds, most, tmp_path):
+def test_half_of_a_census_is_enough(tmp_path):
     "All columns that tell something are found, and a saved learner asks for no others."
     lost = []
-    for seed in seeds:
+    for seed in range(3):
         df = census(8000, seed)
         cats,conts = df.columns[6:14].tolist(),df.columns[:6].tolist()
         dls = TabularDataLoaders.from_df(df, tmp_path, [Categorify,FillMissing,Normalize], cats, conts, 'income', y_block=CategoryBlock(),
@@ -397,7 +396,7 @@ def test_half_of_a_census_is_enough(seeds, most, tmp_path):
         some,all_columns = [l.get_preds(dl=l.dls.test_dl(r))[0] for l,r in ((loaded,rows[sorted(kept)]), (small,rows))]
         assert float((some-all_columns).abs().max()) <= 1e-6
         assert loaded.predict(rows[sorted(kept)].iloc[0])[1]==int(some[0].argmax())
-    assert np.mean(lost) <= most, lost
+    assert np.mean(lost) <= .005, lost
 
 def test_errors_leave_everything_as_it_was():
     x = torch.randn(64, 3, 8, 8)

@@ -5,6 +5,7 @@ from fastai.callback.all import GradientAccumulation, ShortEpochCallback
 from torch import nn
 from fasterprune.all import *
 from fasterprune.sparsify.schedule import get_schedule
+from support.lanes import soak
 from support.sparsity import Count, cnn, dead, fit, layers, learner, mlp, n_mlp, total, zeros
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def test_weights_exact_for_every_size(s, equal):
 @pytest.mark.parametrize('s', sparsities)
 @pytest.mark.parametrize('equal', [False, True])
 @pytest.mark.parametrize('granularity', ['filter', 'neuron'])
-@pytest.mark.parametrize('step', [9, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize('step', [9, *soak(1)])
 def test_units_exact_for_every_size(s, equal, granularity, step):
     for n in [*range(1, 101), *range(101, 1001, step)]:
         layer = nn.Linear(2, n) if granularity=='neuron' else nn.Conv1d(1, n, 2)

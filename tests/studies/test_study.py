@@ -12,6 +12,7 @@ from fasterprune.studies.study import Appender, Results
 from fasterprune.studies.command import report_study, restrict, studies, study
 from fasterprune.studies.one_cycle import study_one_cycle
 from fasterprune.studies.training import scales
+from support.lanes import soak
 
 script = '''
 import sys
@@ -48,7 +49,7 @@ def _wait(p):
     out = p.communicate()[0]
     return p.returncode,out
 
-@pytest.mark.parametrize('jobs', [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize('jobs', [1, *soak(2)])
 def test_killed_three_times(tiny, jobs):
     "SIGKILL at random moments: in the end each run is there once, and none was done again."
     path,rng,at = tiny.results.path,random.Random(jobs),[]
@@ -194,7 +195,7 @@ def test_results_are_complete_and_the_command_reports_them(name, tmp_path):
     assert f'{len(found)} of ' in (tmp_path/f'{name}.html').read_text()
 
 @pytest.mark.parametrize('name', list(studies))
-@pytest.mark.parametrize('n', [1,7,25,None, *(pytest.param(n, marks=pytest.mark.soak) for n in (5,12,60))])
+@pytest.mark.parametrize('n', [1,7,25,None, *soak(5, 12, 60)])
 def test_report_of_what_is_finished(name, n, tmp_path):
     "A page is written however few runs there are, and it has all of them counted."
     s = studies[name]
@@ -252,7 +253,7 @@ def test_missing_weights_are_said_first(monkeypatch):
     studies['pretraining'].check(restrict(studies['pretraining'], 'gpu', source='halves').cells('gpu'))
 
 @pytest.mark.parametrize('name', list(studies))
-@pytest.mark.parametrize('scale', [pytest.param('cpu', marks=pytest.mark.long), pytest.param('gpu', marks=pytest.mark.soak)])
+@pytest.mark.parametrize('scale', [pytest.param('cpu', marks=pytest.mark.long), *soak('gpu')])
 def test_smoke(name, scale, data_path):
     "One short run of each kind goes through; at the scale of a GPU, without one, those of CIFAR-10 and of one network."
     for f in ('mnist.npz','cifar10_jpeg.npz','caltech101_64px_jpeg.npz'): data_path(f)
