@@ -307,7 +307,7 @@ def do(setting, method, budget, seed, constants, part='test', epochs=None, quick
     return _row(**sizes, accuracy=accuracy_on(run.model, getattr(run, part)), train_macs=run.meter.total)
 
 processes = multiprocessing.get_context('forkserver') # each begins where all has been imported, and nothing has run
-processes.set_forkserver_preload(['accuracy'])
+processes.set_forkserver_preload(['fasterprune.all']) # what takes time to import
 
 def answer(to, do, job): to.send(do(*job))
 
@@ -319,8 +319,8 @@ def alone(job, do=do):
     there.close()
     try: return here.recv()
     except EOFError: process.join()
-    code = process.exitcode
-    return dict(name_of(*job[:5]), why='the process of this run was ended'+(f' by {signal.Signals(-code).name}' if code<0 else f' with {code}'))
+    if process.exitcode>=0: raise RuntimeError(f'the run {job} did not begin: its process says why, above')
+    return dict(name_of(*job[:5]), why=f'the process of this run was ended by {signal.Signals(-process.exitcode).name}')
 
 settings_of_rows = 'setting method budget basis seed constants'
 measured = 'epochs accuracy macs_share params_share macs params macs_dense params_dense train_macs seconds why part command'

@@ -1,5 +1,6 @@
 "The benchmark of accuracy at a budget: our own runs are within it and the same each time, and constants are chosen by what trials say."
 import json, sys
+import pytest
 from pathlib import Path
 from fasterprune.studies.study import Appender
 
@@ -29,11 +30,11 @@ def test_constants_are_the_best_of_one_after_the_other(tmp_path):
 
 def test_a_crash_ends_one_run_only(tmp_path, monkeypatch):
     "torch-pruning's Taylor scores of a ResNet end the process by a double free: the row says so, and the next run goes on."
-    (tmp_path/'runs_to_try.py').write_text('import os\ndef crash(*job): os.abort()\ndef leave(*job): os._exit(3)\ndef first_two(*job): return job[:2]\n')
+    (tmp_path/'runs_to_try.py').write_text('import os\ndef crash(*job): os.abort()\ndef fail(*job): 1/0\ndef first_two(*job): return job[:2]\n')
     monkeypatch.syspath_prepend(tmp_path) # other processes import it from there
     import runs_to_try
     job = ('mnist', 'dense', 1., 0, dict(lr=1e-2), 'valid', 1)
     named = dict(setting='mnist', method='dense', budget=1., seed=0, constants='{"lr": 0.01}')
     assert bench.alone(job, runs_to_try.crash)==dict(named, why='the process of this run was ended by SIGABRT')
-    assert bench.alone(job, runs_to_try.leave)==dict(named, why='the process of this run was ended with 3')
+    with pytest.raises(RuntimeError, match='did not begin'): bench.alone(job, runs_to_try.fail) # such as data that are not there
     assert bench.alone(job, runs_to_try.first_two)==job[:2]
