@@ -272,7 +272,7 @@ def torch_pruning(kind, **constants):
 
 methods = {
     'dense': Method(dense),
-    'fasterprune': Method(ours, dict(context=('local','global'), criterion=('group_magnitude','large_final','taylor'), span=('0-1','0.3-1'))),
+    'fasterprune': Method(ours, dict(context=('trunk','local'), criterion=('group_magnitude','large_final','taylor'), span=('0-1','0.3-1'))),
     'fasterprune defaults': Method(ours, trials_of='fasterprune'),
     'fasterai': Method(by_fasterai, dict(schedule=('one_cycle','agp','cos'), context=('local','global'), criterion=('magnitude','normalized')), True),
     'torch-pruning magnitude': torch_pruning('magnitude', steps=(1,4)),

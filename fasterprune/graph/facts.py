@@ -79,6 +79,8 @@ class Proportion:
     why: str     # where that is asked for
 
 # %% ../../nbs/graph/07_facts.ipynb #d53ad0db
+given_out = 'an output of the network' # why units of outputs are pinned
+
 def _empty(kind): return field(default_factory=kind)
 
 @dataclass(frozen=True, eq=False, repr=False)

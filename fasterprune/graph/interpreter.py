@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fasterprune.core.batches import is_dense, map_tensors, named_tensors, storage_of, tensors_in
-from fasterprune.graph.facts import FactRecorder
+from fasterprune.graph.facts import FactRecorder, given_out
 from fasterprune.graph.ops import attention, joining, layers, matmul, norms, parts # noqa: F401 they bring their rules
 from fasterprune.graph.ops import pointwise, reductions, shape as shape_rules # noqa: F401
 from fasterprune.graph.ops.creation import is_sized
@@ -161,8 +161,8 @@ class Interpreter(FactRecorder):
         # does anything depend on the input?
         self.live = any(isinstance(s, AbstractValue) and bool(s.const.isnan().any()) for s in values)
         for s in values:
-            if isinstance(s, AbstractValue): self.pin(s.ids, 'an output of the network')
-            elif isinstance(s, Param): self.fix(s, 'an output of the network')
+            if isinstance(s, AbstractValue): self.pin(s.ids, given_out)
+            elif isinstance(s, Param): self.fix(s, given_out)
 
     def _count(self, op, given):
         "Note what an operation takes, also inside of a module that counts as one."

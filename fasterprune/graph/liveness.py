@@ -6,7 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/graph/18_liveness.ipynb #68f77cd4
-import torch
+import numpy as np, torch
+
+from fasterprune.graph.facts import given_out
 
 # %% ../../nbs/graph/18_liveness.ipynb #82015e2c
 def pinned_and_needed(
@@ -30,3 +32,29 @@ def _ask_back(facts, needed):
         read = torch.zeros(int(m.group.max())+1, dtype=torch.bool)
         read[m.group[needed[m.units]]] = True
         needed[m.units[read[m.group] & m.const.isnan()]] = True
+
+# %% ../../nbs/graph/18_liveness.ipynb #fadf8491
+class Paths:
+    "What is heard of the inputs in the units of a network."
+    def __init__(self,
+        facts,    # `Facts` about units
+        n_units,  # how many there are
+        sources=() # units that say something by themselves, as those of embeddings; besides the inputs
+    ):
+        self.reads = [(r.cols.numpy(), r.rows.numpy()) for r in facts.reads] # in order of execution
+        self.sources = np.ones(n_units, dtype=bool) # of which no layer is told
+        for _,rows in self.reads: self.sources[rows] = False
+        for units in sources: self.sources[units] = True
+        self.outputs = [units.numpy() for units,why in facts.pins if why==given_out]
+
+    def heard(self,
+        without # units that are not there
+    ) -> bool:
+        "Do the outputs depend on the inputs without these units?"
+        hears = self.sources.copy()
+        hears[without] = False
+        for cols,rows in self.reads:
+            if not hears[cols].any(): continue
+            hears[rows] = True
+            hears[without] = False
+        return any(hears[units].any() for units in self.outputs)

@@ -266,7 +266,7 @@ def compression_path(
     epochs:int=4,        # of the fit that prunes to each budget, 1 or more
     lr:float=None,       # largest learning rate; `None`: the learner's
     end_epoch=.75,       # when the budget is reached: an epoch, or as a float a fraction of the fit
-    context='local',     # who competes: 'local', units of each layer; 'global', all; 'erk', 'macs', or a function
+    context='trunk',     # who competes: 'trunk' and 'local', units of each layer; 'global', all; or another one
     granularity=None,    # what a unit is; `None`: 'filter' if the network has convolutions, else 'neuron'
     fit='fit_one_cycle', # how to train: the name of a method of Learner, or a function `(learn, epochs, lr, cbs=)`
     warm_start:bool=True,# begin each fit with the masked network of the budget before? `False`: with the dense one

@@ -10,7 +10,7 @@ __all__ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'den
            'updating_movement', 'updating_movmag', 'size_of_sum', 'square_of_sum', 'taylor', 'fisher', 'wanda',
            'weight_change_relative', 'large_scaled', 'bn_scale', 'group_magnitude', 'get_criterion', 'weighted',
            'granularities', 'axes', 'Granularity', 'block', 'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups',
-           'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity', 'local', 'globally', 'erk',
+           'Slices', 'find_groups', 'select_layers', 'contexts', 'check_sparsity', 'local', 'trunk', 'globally', 'erk',
            'by_macs', 'UnitMacs', 'get_context', 'BudgetSearch', 'MaskState', 'Sparsifier', 'sparsity_report',
            'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback', 'KeepZeros', 'RegularizeCallback',
            'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
@@ -30,7 +30,7 @@ from .granularity import n_of_m, weighted
 from .layer_filter import select_layers
 from .groups import Group, Groups, Slices
 from .units import find_groups
-from .allocation import by_macs, check_sparsity, contexts, erk, get_context, globally, local
+from .allocation import by_macs, check_sparsity, contexts, erk, get_context, globally, local, trunk
 from .unit_macs import UnitMacs
 from .state import MaskState
 from .reports import find_zeros, sparsity_report
@@ -53,7 +53,8 @@ _all_ = ['one_cycle', 'one_shot', 'iterative', 'agp', 'linear', 'cosine', 'dense
     'weight_change_relative', 'large_scaled', 'bn_scale', 'group_magnitude', 'get_criterion', 'weighted',
     'granularities', 'axes', 'Granularity', 'block',
     'n_of_m', 'get_granularity', 'lowest', 'Group', 'Groups', 'Slices', 'find_groups', 'select_layers',
-    'contexts', 'check_sparsity', 'local', 'globally', 'erk', 'by_macs', 'UnitMacs', 'get_context', 'BudgetSearch',
+    'contexts', 'check_sparsity', 'local', 'trunk', 'globally', 'erk', 'by_macs', 'UnitMacs', 'get_context',
+    'BudgetSearch',
     'MaskState', 'Sparsifier', 'sparsity_report', 'find_zeros', 'sample_of', 'MaskCallback', 'SparsifyCallback',
     'KeepZeros', 'RegularizeCallback', 'Sensitivity', 'sensitivity', 'Ticket', 'find_ticket', 'load_ticket']
 

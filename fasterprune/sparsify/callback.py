@@ -52,7 +52,7 @@ class SparsifyCallback(MaskCallback):
     def __init__(self,
         sparsity,              # target: in [0,1), a dict from layer name or glob to such, or a `Budget` of what is left
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
+        context:str|Callable=None, # who competes: 'global', 'local', 'trunk', 'erk', 'macs', a function; `None`: usual
         criterion:str|Callable=None, # which matter: a function `(weight, context) -> score`, its name; `None`: usual
         schedule:str|Callable=one_cycle, # fraction of the target by position in training: a function or its name
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings

@@ -7,8 +7,10 @@ __all__ = ['coupled_units']
 
 # %% ../../nbs/sparsify/07_coupling.ipynb #b3fbb346
 import torch
+from torch import nn
 
 from ..graph.graph import Graph
+from ..graph.liveness import Paths
 from .criterion_state import owner_of
 from .groups import Group, Groups, Slices
 from .layer_filter import by_choice, param_name
@@ -40,6 +42,9 @@ class Coupling:
     ):
         self.kind,self.graph,self.params = kind,graph,params
         self.role = {'outputs':'makes', 'inputs':'reads'}[kind]
+        def _of_embedding(p): return isinstance(graph.model.get_submodule(owner_of(p)), nn.Embedding)
+        embedded = [units.numpy() for (p,_),units in graph.bound.items() if p in params and _of_embedding(p)]
+        self.paths = Paths(graph, graph.n_units, embedded)
         self.bound = {p:(dim,units) for (p,dim),units in graph.bound.items() if graph.role[p,dim]==self.role}
 
 
@@ -77,7 +82,7 @@ class Coupling:
         joins = [why for us,why in self.graph.joins if _among(us, units)]
         shapes = [tuple(self.params[p].shape) for p in weights]
         return Group(members+also, [_slices(p) for p in weights], others, len(units), shapes, self.kind, joins,
-            beyond=self.beyond(units))
+            bypassed=self.paths.heard(units.numpy()), beyond=self.beyond(units))
 
     def beyond(self, units):
         "The slices of the weights at the other end of these units: those that read them, or make what is read."

@@ -143,7 +143,8 @@ class CriterionState:
         norm_scale=None # size of the scale in the norm behind each element, if there is one
     ) -> LayerInfo:
         "What a criterion may know of a parameter; a `ValueError` if something that it needs is not there."
-        layer,p = self.layers[name],self.params[name]
+        layer,p = self.layers.get(name),self.params.get(name)
+        if p is None: layer,p = self.model.get_submodule(owner_of(name)),self.model.get_parameter(name)
         weight = self.weights[name].to(p) if name in self.weights else None
         norm = input_axes(layer, self.norms[name].mean.sqrt()).to(p) if name in self.norms else None
         known = dict(initial=weight, previous=weight, gradient=p.grad, input_norm=norm, norm_scale=norm_scale)

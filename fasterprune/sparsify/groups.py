@@ -123,6 +123,7 @@ class Group:
     shapes: list       # shapes of the weights
     kind: str = ''     # 'outputs' if units make outputs of a layer, 'inputs' if they read its inputs, else ''
     reasons: list = field(default_factory=list) # why the layers are tied
+    bypassed: bool = False # is there a way from the inputs to the outputs without them, as around a residual block?
     is_part: bool = False # is it one of several matrices of a layer?
     beyond: list = field(default_factory=list, repr=False) # `Slices` of what reads the units, or makes those read here
     state: UnitState|None = None # which units are alive, if someone zeroes them

@@ -54,14 +54,18 @@ def criterion(
     unit=mean_score,       # score of a unit, from the sum over its weights and their number
     comparable:bool=False, # do scores mean the same in every layer?
     pointwise:bool=False,  # is a weight's score a function of it alone, 0 for 0? Then it is made where it is needed
-    coupled:bool=False     # does what goes with a unit elsewhere count: weights that read it, scales of norms?
+    coupled:bool=False,    # does what goes with a unit elsewhere count: weights that read it, scales of norms?
+    affine:bool=False      # do biases of a unit count, and the scale and shift of a BatchNorm behind it?
 ): # a decorator
     "Say what a criterion needs, and how its scores are to be taken; a `ValueError` if nobody can give it that."
     needs = check_needs(needs.split())
     if coupled and not pointwise: raise ValueError('coupled=True is for a pointwise criterion: '
         'of weights elsewhere nothing else is known')
+    if affine and needs!=('gradient',): raise ValueError("affine=True is for a criterion with needs='gradient': "
+        'of biases and scales nothing else is measured')
     def _mark(f):
-        f.needs,f.unit,f.comparable,f.pointwise,f.coupled = needs,unit,comparable,pointwise,coupled
+        f.needs,f.unit,f.comparable,f.pointwise = needs,unit,comparable,pointwise
+        f.coupled,f.affine = coupled,affine
         return f
     return _mark
 
@@ -170,12 +174,12 @@ def square_of_sum(total, n):
     "The score of a unit is the square of the sum over its weights."
     return total**2
 
-@criterion(needs='gradient', unit=size_of_sum, comparable=True)
+@criterion(needs='gradient', unit=size_of_sum, comparable=True, affine=True)
 def taylor(weight, context):
     "Score by the size of the change of the loss, to first order, that removing a unit makes."
     return weight*context.gradient
 
-@criterion(needs='gradient', unit=square_of_sum, comparable=True)
+@criterion(needs='gradient', unit=square_of_sum, comparable=True, affine=True)
 def fisher(weight, context):
     "Score by the square of the change of the loss, to first order, that removing a unit makes."
     return weight*context.gradient

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np, torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from .importance import large_final, mean_score
 from .criterion_state import CriterionState, RunningMean, owner_of
@@ -61,6 +62,7 @@ class UnitScorer:
         unit = getattr(self.criterion, 'unit', mean_score)
         here = self.params[group.weights[0].param].device
         along = self._elsewhere(group) if getattr(self.criterion, 'coupled', False) else []
+        if getattr(self.criterion, 'affine', False): along = self._affine(group)
         for s in group.weights+along:
             p = self.params[s.param].detach()
             if p.dtype in (torch.float16, torch.bfloat16): p = p.float() # a square may be more than they hold
@@ -75,6 +77,14 @@ class UnitScorer:
         "What goes with each unit besides its weights: weights that read it, or are read with it, and scales of norms."
         matrices = [s for s in group.others if self.params[s.param].ndim>1]
         return group.beyond + matrices + self._scales(group)
+
+    def _affine(self, group):
+        "Biases of units, and what a norm puts in the place of their size if it takes that away from each by itself."
+        def _counts(s):
+            layer,p = self.state.model.get_submodule(owner_of(s.param)),self.params[s.param]
+            if isinstance(layer, _NormBase): return layer.training or not layer.track_running_stats
+            return p.ndim==1 and p.requires_grad and s.param.endswith('bias')
+        return [s for s in group.others if _counts(s)]
 
     def _once(self, group, s, p):
         "A weight without what has been counted already: that by which a unit reads itself."
@@ -110,7 +120,8 @@ class UnitScorer:
     def _weight_scores(self, s, p, norm):
         "The score of each weight; an error if the criterion gives none."
         scale = None if norm is None else s.spread(norm, p, 0.)
-        context = self.state.context(s.param, scale) if s.param in self.state.params else None
+        known = s.param in self.state.params or getattr(self.criterion, 'affine', False)
+        context = self.state.context(s.param, scale) if known else None
         return self._checked(self.criterion(p, context), p, owner_of(s.param))
 
     def _checked(self, score, weight, layer):
@@ -142,8 +153,9 @@ class UnitScorer:
         for g in groups:
             name = g.weights[0].param
             no_norm = 'norm_scale' in self.state.needs and self.norm_scale(g) is None
-            frozen = 'gradient' in self.state.needs and not self.params[name].requires_grad
-            if no_norm or frozen: self.state.context(name) # says what is missing
+            read = [name] + [s.param for s in self._affine(g)]*getattr(self.criterion, 'affine', False)
+            frozen = [n for n in read if 'gradient' in self.state.needs and not self.params[n].requires_grad]
+            if no_norm or frozen: self.state.context((frozen or [name])[0]) # says what is missing
 
     def check_finite(self):
         "A `ValueError` if scores were not finite."

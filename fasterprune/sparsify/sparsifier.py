@@ -37,7 +37,7 @@ class Sparsifier:
     def __init__(self,
         model:nn.Module,       # the model; its weights are changed by `sparsify` and `apply` only
         granularity:str|Granularity='weight', # what a unit is: a `Granularity` or its name
-        context:str|Callable=None, # who competes: 'global', 'local', 'erk', 'macs', a function; `None`: `usual_context`
+        context:str|Callable=None, # who competes: a name in `contexts`, or a function; `None`: `usual_context`
         criterion:str|Callable=None, # which matter: a function `(weight, context) -> score`, its name; `None`: usual
         layers=None,           # name, glob, type or function of layers, or a list; `None`: all but Embeddings
         exclude=None,          # the same, for what to leave dense

@@ -9,6 +9,7 @@ __all__ = ['find_groups', 'measurable']
 import numpy as np, torch
 from torch import nn
 
+from ..graph.facts import given_out
 from ..graph.graph import Graph
 from .coupling import coupled_units
 from .granularity import get_granularity, weighted
@@ -16,7 +17,7 @@ from .groups import Groups, head_groups, whole_slices
 from .layer_filter import param_name, recurrent, select_layers, stored_weights
 
 # %% ../../nbs/sparsify/08_units.ipynb #3c2e68fc
-expected = 'an output of the network','the last layer, taken for the output: name it in `layers` to sparsify it'
+expected = given_out,'the last layer, taken for the output: name it in `layers` to sparsify it'
 
 def _groups_of(model, granularity, selected, left, params, coupled, sample, spare_last):
     "The groups of all kinds of units; `left` gets reasons for layers that have none."

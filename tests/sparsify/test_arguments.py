@@ -76,7 +76,7 @@ scores = [(lambda w,c: w/0*0, "layer '0': 128 of 128 scores are not finite"), (l
     (lambda w,c: w.flatten(1).sum(1), r"layer '0': .*of shape \(16,\) for weights of \(16, 8\)"), (lambda w,c: torch.tensor(1.), r"layer '0': .*shape \(\)")]
 
 @pytest.mark.parametrize('score,message', scores)
-@pytest.mark.parametrize('context', ['local','global','erk'])
+@pytest.mark.parametrize('context', ['local','trunk','global','erk'])
 def test_bad_scores_are_a_value_error_and_change_nothing(score, message, context):
     net = mlp()
     sp = Sparsifier(net, context=context, criterion=score)
@@ -154,7 +154,7 @@ def test_two_kinds_of_units_in_one_fit():
 
 def alive_counts(net): return [len(m.weight)-dead(m) for m in layers(net)][:-1]
 
-@pytest.mark.parametrize('context', ['local','global','erk','macs'])
+@pytest.mark.parametrize('context', ['local','trunk','global','erk','macs'])
 @pytest.mark.parametrize('round_to,min_units', [(4,1), (8,1), (4,6), (1,5), (3,4), (16,1)])
 def test_round_to_and_min_units(context, round_to, min_units):
     "What stays is a multiple of `round_to`, or all; not less than `min_units`; near what was asked; and what was dead stays dead."

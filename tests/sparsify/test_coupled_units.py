@@ -40,7 +40,7 @@ def check_coupled(dim, side, some):
     def gone(m): return (m.weight if side=='outputs' else m.weight.transpose(0, 1)).detach().flatten(1).eq(0).all(1)
     sp0 = Sparsifier(net, granularity, sample=x)
     assert [g.n for g in sp0.groups]==sizes
-    for context,criterion,s in [*itertools.product(who, which, (.4,.75))][some]:
+    for context,criterion,s in [*itertools.product([*who,'trunk'], which, (.4,.75))][some]:
         net.load_state_dict(first)
         case = context,criterion,s
         if criterion=='bn_scale' and side=='inputs':

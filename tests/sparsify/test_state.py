@@ -93,7 +93,7 @@ def test_a_fit_goes_on(criterion, tmp_path):
     _fit(rest, Load(stop.state), start_epoch=2)
     for n,w in whole.model.state_dict().items(): assert torch.equal(w, rest.model.state_dict()[n]), n
 
-@pytest.mark.parametrize('context', ['local','erk','macs'])
+@pytest.mark.parametrize('context', ['local','trunk','erk','macs'])
 @pytest.mark.parametrize('kwargs', [dict(), dict(round_to=4), dict(min_units=3)], ids=str)
 def test_every_context_goes_on(context, kwargs): check(mlp, (8,), 'neuron', context, 'random', **kwargs)
 
