@@ -44,7 +44,8 @@ class Paths:
         self.reads = [(r.cols.numpy(), r.rows.numpy()) for r in facts.reads] # in order of execution
         self.sources = np.ones(n_units, dtype=bool) # of which no layer is told
         for _,rows in self.reads: self.sources[rows] = False
-        for units in sources: self.sources[units] = True
+        for units in [*sources, *[ids.unique().numpy() for ids in facts.inputs if ids is not None]]:
+            self.sources[units[units>=0]] = True
         self.outputs = [units.numpy() for units,why in facts.pins if why==given_out]
 
     def heard(self,
