@@ -1,8 +1,9 @@
 "What `taylor` and `fisher` say of a unit is how much the loss would change, to first order, if what it gives out were zero."
+from functools import partial
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from fasterprune.all import Sparsifier, criteria
+from fasterprune.all import Sparsifier
 
 class Residual(nn.Module):
     "Two blocks which add to one stream, made by another layer."
@@ -14,7 +15,9 @@ class Residual(nn.Module):
         x = self.stem(x)
         return self.head((x + self.out(self.inner(x).relu())).relu().mean((2,3)))
 
-def plain(norm): return nn.Sequential(nn.Conv2d(3, 6, 3, bias=norm is nn.Identity), norm(6), nn.ReLU(), nn.Conv2d(6, 8, 3), norm(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+def plain(norm):
+    first = nn.Conv2d(3, 6, 3, bias=norm is nn.Identity),norm(6),nn.ReLU()
+    return nn.Sequential(*first, nn.Conv2d(6, 8, 3), norm(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 def trained_a_little(net):
     "Shifts and biases that are not zero, scales that are not one."
@@ -26,8 +29,10 @@ def trained_a_little(net):
 def changes(net, made, x, y):
     "For each name of units the first-order change of the loss if what these modules give out were zero."
     outs,hooks = {},[]
-    for names in made.values():
-        for n in names: hooks.append(net.get_submodule(n).register_forward_hook(lambda m,xs,out,n=n: (out.retain_grad(), outs.update({n:out}))[1]))
+    def _keep(name, m, xs, out):
+        out.retain_grad()
+        outs[name] = out
+    for n in [n for names in made.values() for n in names]: hooks.append(net.get_submodule(n).register_forward_hook(partial(_keep, n)))
     net.zero_grad()
     F.cross_entropy(net(x), y).backward()
     for h in hooks: h.remove()

@@ -7,27 +7,28 @@ from fasterprune.sparsify import find_groups
 def conv(n, m, **kwargs): return nn.Conv2d(n, m, 3, padding=1, **kwargs)
 
 class Net(nn.Module):
+    "A stem `a`, and what a function makes of it, of other inputs and of other layers."
     def __init__(self, forward, **layers):
         super().__init__()
         for k,m in layers.items(): setattr(self, k, m)
         self.f = forward
-    def forward(self, *xs): return self.f(self, *xs)
+    def forward(self, x, *others): return self.f(self, self.a(x), *others)
 
 def pooled(x): return x.mean((2,3))
 def images(*shape): return torch.randn(2, *(shape or (3,8,8)))
 
-def chain(s, x): return s.head(pooled(s.c(s.b(s.a(x)))))
-def residual(s, x): x = s.a(x); return s.head(pooled(x + s.c(s.b(x).relu())))
-def dense(s, x): x = s.a(x); return s.head(pooled(torch.cat([x, s.b(x)], 1)))
-def two_ways(s, x): x = s.a(x); return s.head(pooled(torch.cat([s.b(x), s.c(x)], 1)))
-def unet(s, x): x = s.a(x); return s.head(pooled(torch.cat([s.c(s.b(x)), x], 1)))
-def gated(s, x): x = s.a(x); return s.head(pooled(x*s.c(s.b(x.mean((2,3), keepdim=True))).sigmoid()))
-def inverted(s, x): x = s.d(s.b(s.a(x))); return s.head(pooled(s.c(x)))
-def two_inputs(s, x, y): return s.head(pooled(s.a(x)+s.b(y)))
-def fused(s, x, y): return s.head(pooled(torch.cat([s.a(x), s.b(y)], 1)))
-def twice(s, x): x = s.a(x); return s.head(pooled(x + s.b(x) + s.b(s.b(x))))
-def of_words(s, x): x = s.a(x); return s.head((x + s.c(s.b(x).relu())).mean(1))
-def outputs(s, x): x = s.a(x); return dict(boxes=s.b(x), classes=s.head(pooled(s.c(x))))
+def chain(s, x): return s.head(pooled(s.c(s.b(x))))
+def residual(s, x): return s.head(pooled(x + s.c(s.b(x).relu())))
+def dense(s, x): return s.head(pooled(torch.cat([x, s.b(x)], 1)))
+def two_ways(s, x): return s.head(pooled(torch.cat([s.b(x), s.c(x)], 1)))
+def unet(s, x): return s.head(pooled(torch.cat([s.c(s.b(x)), x], 1)))
+def gated(s, x): return s.head(pooled(x*s.c(s.b(x.mean((2,3), keepdim=True))).sigmoid()))
+def inverted(s, x): return s.head(pooled(s.c(s.d(s.b(x)))))
+def two_inputs(s, x, y): return s.head(pooled(x + s.b(y)))
+def fused(s, x, y): return s.head(pooled(torch.cat([x, s.b(y)], 1)))
+def twice(s, x): return s.head(pooled(x + s.b(x) + s.b(s.b(x))))
+def of_words(s, x): return s.head((x + s.c(s.b(x).relu())).mean(1))
+def outputs(s, x): return dict(boxes=s.b(x), classes=s.head(pooled(s.c(x))))
 head = nn.Linear
 cases = { # network, its batch, what has a way around it
     'chain':(chain, dict(a=conv(3, 8), b=conv(8, 9), c=conv(9, 7), head=head(7, 4)), (images(),), set()),
