@@ -39,7 +39,7 @@ class Trained:
         set_seed(seed)
         self.model = of_cifar[name]()
         train(self.model, data(), epochs, 'cpu', seed)
-        self.dense = accuracy_of(self.model, data())
+        self.dense = round(accuracy_of(self.model, data()), 4)
 
     def pruned(self, budget, context, criterion, epochs=4):
         set_seed(self.seed+100) # loaders draw the order of batches when they are made
@@ -61,7 +61,7 @@ def row(network, **asked):
     start = perf_counter()
     small,accuracy = network.pruned(**asked, **(dict(epochs=1) if quick else {}))
     r = small.report
-    return dict(dense=network.dense, accuracy=accuracy(small.model), macs=round(r.macs_after/r.macs_before, 4), params=round(r.params_after/r.params_before, 4),
+    return dict(dense=network.dense, accuracy=round(accuracy(small.model), 4), macs=round(r.macs_after/r.macs_before, 4), params=round(r.params_after/r.params_before, 4),
         least_width=min(l['outputs_after'] for l in r.layers), seconds=round(perf_counter()-start, 1))
 
 def differences(df):
