@@ -61,8 +61,8 @@ def row(network, **asked):
     start = perf_counter()
     small,accuracy = network.pruned(**asked, **(dict(epochs=1) if quick else {}))
     r = small.report
-    return dict(dense=network.dense, accuracy=round(accuracy(small.model), 4), macs=round(r.macs_after/r.macs_before, 4), params=round(r.params_after/r.params_before, 4),
-        least_width=min(l['outputs_after'] for l in r.layers), seconds=round(perf_counter()-start, 1))
+    left = dict(macs=round(r.macs_after/r.macs_before, 4), params=round(r.params_after/r.params_before, 4))
+    return dict(left, dense=network.dense, accuracy=round(accuracy(small.model), 4), least_width=min(l['outputs_after'] for l in r.layers), seconds=round(perf_counter()-start, 1))
 
 def differences(df):
     "Mean and standard error of the difference from what is usual for a budget, in points, paired by seed."
