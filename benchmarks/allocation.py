@@ -62,7 +62,8 @@ def row(network, **asked):
     small,accuracy = network.pruned(**asked, **(dict(epochs=1) if quick else {}))
     r = small.report
     left = dict(macs=round(r.macs_after/r.macs_before, 4), params=round(r.params_after/r.params_before, 4))
-    return dict(left, dense=network.dense, accuracy=round(accuracy(small.model), 4), least_width=min(l['outputs_after'] for l in r.layers), seconds=round(perf_counter()-start, 1))
+    left['least_width'] = min(l['outputs_after'] for l in r.layers)
+    return dict(left, dense=network.dense, accuracy=round(accuracy(small.model), 4), seconds=round(perf_counter()-start, 1))
 
 def differences(df):
     "Mean and standard error of the difference from what is usual for a budget, in points, paired by seed."
