@@ -16,11 +16,6 @@ def warm_and_cold(budget):
     gain = by[True]-by[False]
     return by[True].mean(),by[False].mean(),gain.mean(),gain.sem(),len(by)
 
-def allocations():
-    d = table('allocation')
-    by = 100*d[(d.network=='resnet20') & (d.budget==.25) & (d.criterion=='group_magnitude')].groupby('context').accuracy.mean()
-    return [by[c] for c in ('macs 0.1','macs 0.25','local','global','erk')]
-
 def warm_start_at_12_percent():
     warm,cold,gain,se,n = warm_and_cold(.12)
     return warm,cold,n,gain,se
@@ -32,8 +27,7 @@ def gains_of_warm_starts():
 # page and words with the numbers in groups -> what they have to be
 said = {
     ('howto/11_budget', r'with 12 % of the MACs, the first came to ([\d.]+) % and the second to ([\d.]+) %; the difference, paired over (\d+) seeds, is ([\d.]+) points, with a standard error of ([\d.]+)'): warm_start_at_12_percent,
-    ('learner/11_compression_path', r'Paired over (\d+) seeds, on the digits below, the first is better by ([\d.]+) points \(standard error ([\d.]+)\) at a quarter of the multiply-accumulates, and by ([\d.]+) \(([\d.]+)\) at 12 %'): gains_of_warm_starts,
-    ('sparsify/15_choosing', r'([\d.]+) % accuracy with \$p=0.1\$ and ([\d.]+) % with 0.25, where `local` came to ([\d.]+) %, `global` to ([\d.]+) % and `erk` to ([\d.]+) %'): allocations}
+    ('learner/11_compression_path', r'Paired over (\d+) seeds, on the digits below, the first is better by ([\d.]+) points \(standard error ([\d.]+)\) at a quarter of the multiply-accumulates, and by ([\d.]+) \(([\d.]+)\) at 12 %'): gains_of_warm_starts}
 
 @pytest.mark.parametrize('page,words', said, ids=lambda o: o if '/' in o and ' ' not in o else '')
 def test_numbers_are_those_of_the_results(page, words):
