@@ -80,6 +80,7 @@ class UnitScorer:
 
     def _affine(self, group):
         "Biases of units, and what a norm puts in the place of their size if it takes that away from each by itself."
+        if group.kind=='inputs': return [] # weights that read a unit tell all of it
         def _counts(s):
             layer,p = self.state.model.get_submodule(owner_of(s.param)),self.params[s.param]
             if isinstance(layer, _NormBase): return layer.training or not layer.track_running_stats

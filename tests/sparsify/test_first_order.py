@@ -59,3 +59,11 @@ def test_scores_are_first_order_changes(net, norm, mode, criterion):
         w = wanted[g.key].abs() if criterion=='taylor' else wanted[g.key]**2
         assert torch.allclose(sp.scorer.score(g).double(), w, rtol=2e-3, atol=0), (g.key, sp.scorer.score(g), w)
         assert len(set(w.tolist())-{0.})>=g.n-1 # one may be behind a rectifier
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, nn.Identity], ids=['norm','bias'])
+def test_what_is_read_is_told_by_its_readers(norm):
+    model,x,y = trained_a_little(plain(norm)).train(),torch.randn(5, 3, 8, 8).double(),torch.tensor([0,1,2,3,0])
+    sp = Sparsifier(model, 'channel', 'local', 'taylor', exclude='0', sample=x)
+    wanted = changes(model, {'3':['2']}, x, y)['3'].abs()
+    sp.observe_gradients()
+    assert torch.allclose(sp.scorer.score(sp.groups[0]).double(), wanted, rtol=2e-3, atol=0)
